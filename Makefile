@@ -1,0 +1,132 @@
+# Sluice. "make" alone says what there is to make.
+#
+# The versions of all tools (buf, the generators, golangci-lint, gotestsum,
+# benchstat, grpcurl) are pinned in tools/go.mod; Go fetches and builds them.
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TOOL := go tool -modfile=tools/go.mod
+
+# The folder for what tests download: virtual environments and wheels.
+export SLUICE_CACHE ?= $(HOME)/.cache/sluice
+
+# make test: flags for go test. The race detector needs a C compiler.
+TESTFLAGS ?= -race -shuffle=on -timeout=20m
+# make demo: flags of the demo, such as --once.
+ARGS ?=
+# make bench: which benchmarks, how often, and the file that gets the figures.
+BENCH     ?= .
+COUNT     ?= 10
+BENCH_OUT ?= test/bench/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo uncommitted).txt
+# make fuzz: how long each target runs.
+FUZZTIME ?= 60s
+# make kind-test: 1 turns "cannot run here" into a loud success.
+KIND_OPTIONAL ?= 0
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build the gateway as bin/sluice (static, no C)
+	CGO_ENABLED=0 go build -trimpath -o bin/sluice ./gateway/cmd/sluice
+
+.PHONY: demo
+demo: build ## Run the demo; ARGS=--once ends it after the script
+	bin/sluice demo $(ARGS)
+
+.PHONY: generate
+generate: ## Regenerate proto/gen and the embedded descriptors
+	$(TOOL) buf generate
+	$(TOOL) buf build --path proto/inference --as-file-descriptor-set --exclude-source-info \
+		-o interceptors/dialect/inference.binpb
+
+GENERATED = find proto/gen interceptors/dialect/inference.binpb -type f | sort | xargs sha256sum
+
+.PHONY: checkgenerate
+checkgenerate: ## Fail if generated files differ from what their sources give
+	@before=$$($(GENERATED)); \
+	$(MAKE) --no-print-directory generate; \
+	if ! diff <(echo "$$before") <($(GENERATED)); then \
+		echo "generated files were out of date; they are right now: commit them"; exit 1; \
+	fi
+
+# The commit that buf breaking compares with: the main branch, as far as it is known here.
+MAIN = $(shell git rev-parse -q --verify origin/main || git rev-parse -q --verify main)
+
+.PHONY: lint
+lint: ## Lint Go and protobuf; refuse breaking changes of protobuf against main
+	$(TOOL) golangci-lint run
+	$(TOOL) buf lint
+	@if [ -n "$(MAIN)" ] && git cat-file -e "$(MAIN):buf.yaml" 2>/dev/null; then \
+		echo "buf breaking --against $(MAIN)"; \
+		$(TOOL) buf breaking --against '.git#ref=$(MAIN)'; \
+	else \
+		echo "buf breaking: skipped, no main branch with protobuf files to compare with"; \
+	fi
+
+.PHONY: check
+check: ## What a change must pass before review: build, vet, lint, fast tests
+	go build ./...
+	go vet ./...
+	$(MAKE) --no-print-directory checkgenerate lint
+	go test -short ./...
+
+.PHONY: test
+test: peers ## Run all tests, with the race detector and real model servers
+	@flags='$(TESTFLAGS)'; \
+	if ! command -v "$$(go env CC)" >/dev/null; then \
+		echo "!!! no C compiler ($$(go env CC)): tests run WITHOUT the race detector"; \
+		flags=$${flags//-race/}; \
+	fi; \
+	$(TOOL) gotestsum --format=pkgname --format-hide-empty-pkg -- $$flags ./...
+
+# test/peers/setup.sh ends with 77 where it cannot reach what it installs.
+.PHONY: peers
+peers: # Install the real servers and clients that test/peers drives
+	@if [ ! -f test/peers/setup.sh ]; then exit 0; fi; \
+	rc=0; bash test/peers/setup.sh || rc=$$?; \
+	case $$rc in \
+		0) ;; \
+		77) echo "!!! SKIPPED: real model servers and clients cannot be installed here" ;; \
+		*) exit $$rc ;; \
+	esac
+
+.PHONY: bench
+bench: ## Run the benchmarks and write the figures to test/bench/results
+	@mkdir -p $(dir $(BENCH_OUT))
+	go test -run='^$$' -bench='$(BENCH)' -benchmem -count=$(COUNT) -timeout=60m ./... | tee $(BENCH_OUT)
+	$(TOOL) benchstat $(BENCH_OUT)
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (60s)
+	@go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | while read -r pkg; do \
+		go test -list='^Fuzz' "$$pkg" | { grep '^Fuzz' || true; } | while read -r target; do \
+			echo "== $$pkg $$target"; \
+			go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$pkg" </dev/null; \
+		done; \
+	done
+
+.PHONY: kind-up
+kind-up: ## Make a kind cluster with the gateway and a model server
+	bash kind/up.sh
+
+# kind/test.sh ends with 77 where there is no root, no Docker or no node image.
+.PHONY: kind-test
+kind-test: ## Test the gateway in a kind cluster
+	@rc=0; bash kind/test.sh || rc=$$?; \
+	if [ $$rc = 77 ] && [ '$(KIND_OPTIONAL)' = 1 ]; then \
+		echo "!!! SKIPPED: kind-test cannot run here (the reason is above)"; exit 0; \
+	fi; \
+	exit $$rc
+
+.PHONY: kind-down
+kind-down: ## Delete the kind cluster
+	bash kind/down.sh
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
+	go clean -testcache
