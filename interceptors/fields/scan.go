@@ -1,0 +1,578 @@
+package fields
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// Kind says what is wrong with a message.
+type Kind uint8
+
+const (
+	// Malformed messages cannot be read.
+	Malformed Kind = iota + 1
+	// Ambiguous messages can be read, but decoders differ on how.
+	Ambiguous
+	// TooLarge messages exceed [Options] MaxFields or MaxDepth.
+	TooLarge
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Malformed:
+		return "malformed"
+	case Ambiguous:
+		return "ambiguous"
+	case TooLarge:
+		return "too large"
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
+
+// Error says why a message was refused. It holds names from the descriptor and
+// numbers, never content of the message.
+type Error struct {
+	Kind Kind
+	// Path names the field by the names in the descriptor, such as
+	// "inputs.contents.bytes_contents". Empty is the message itself.
+	Path string
+	// What is wrong.
+	What string
+}
+
+func (e *Error) Error() string {
+	if e.Path == "" {
+		return fmt.Sprintf("%s message: %s", e.Kind, e.What)
+	}
+	return fmt.Sprintf("%s message: %s: %s", e.Kind, e.Path, e.What)
+}
+
+// fail makes an Error at the field f (or nil) of the node n.
+func (m *Message) fail(k Kind, n int32, f *field, what string) error {
+	var path []string
+	if f != nil {
+		path = append(path, f.name)
+	}
+	for ; n > 0; n = m.nodes[n].parent {
+		path = append(path, m.nodes[n].f.name)
+	}
+	for i, j := 0, len(path)-1; i < j; i, j = i+1, j-1 {
+		path[i], path[j] = path[j], path[i]
+	}
+	return &Error{Kind: k, Path: strings.Join(path, "."), What: what}
+}
+
+// Scan reads the wire bytes of one message into m. It accepts what
+// google.golang.org/protobuf accepts and reads the same from it, except that
+// required fields of proto2 are not asked for, extensions are unknown fields,
+// and the limits of [Options] hold. A strict program refuses more. The error is
+// an [*Error]; m then holds nothing to rely on.
+//
+// Scan keeps data in m, and does not take a reference to its buffers.
+func (p *Program) Scan(m *Message, data mem.BufferSlice) error {
+	m.reset(p)
+	m.raw = data
+	s := scanner{m: m, strict: p.opts.Strict, depth: p.opts.MaxDepth}
+	s.c.bufs = data
+	if err := s.node(node{parent: -1, tensor: -1}, p.root.slots, nil); err != nil {
+		return err
+	}
+	if err := s.message(p.root, 0, math.MaxInt); err != nil {
+		return err
+	}
+	m.size = s.c.pos
+	m.nodes[0].end = m.size
+	return m.finish()
+}
+
+type scanner struct {
+	m      *Message
+	c      cursor
+	strict bool
+	depth  int // levels left
+	at     int32
+	f      *field
+}
+
+func (s *scanner) fail(k Kind, what string) error { return s.m.fail(k, s.at, s.f, what) }
+
+const (
+	truncated  = "it ends in the middle of a field"
+	badVarint  = "a varint is cut off or longer than 64 bits"
+	longVarint = "a varint is longer than it needs to be"
+)
+
+// varint reads a tag or a length.
+func (s *scanner) varint() (uint64, error) {
+	v, n, ok := s.c.varint()
+	if !ok {
+		return 0, s.fail(Malformed, badVarint)
+	}
+	if s.strict && n > 1 && n != protowire.SizeVarint(v) {
+		return 0, s.fail(Ambiguous, longVarint)
+	}
+	return v, nil
+}
+
+// number reads a number.
+func (s *scanner) number(f *field) (uint64, error) {
+	v, minimal, ok := s.c.number(f)
+	if !ok {
+		return 0, s.fail(Malformed, badVarint)
+	}
+	v, exact := normal(f.kind, v)
+	if s.strict && !minimal {
+		return 0, s.fail(Ambiguous, longVarint)
+	}
+	if s.strict && !exact {
+		return 0, s.fail(Ambiguous, "a number is larger than the field's type")
+	}
+	return v, nil
+}
+
+// length reads a length that fits before end.
+func (s *scanner) length(end int) (int, error) {
+	n, err := s.varint()
+	if err != nil {
+		return 0, err
+	}
+	if s.c.pos > end || n > uint64(end-s.c.pos) {
+		return 0, s.fail(Malformed, "a length goes past the end")
+	}
+	return int(n), nil
+}
+
+// spend takes one from what MaxFields allows.
+func (m *Message) spend(at int32, f *field) error {
+	if m.left == 0 {
+		return m.fail(TooLarge, at, f, fmt.Sprintf("the message has more than %d fields and tensors", m.prog.opts.MaxFields))
+	}
+	m.left--
+	return nil
+}
+
+// add remembers one field.
+func (m *Message) add(x Field) (ref int32, err error) {
+	if err := m.spend(x.node, x.f); err != nil {
+		return 0, err
+	}
+	m.Fields = append(m.Fields, x)
+	return int32(len(m.Fields)), nil
+}
+
+// node remembers one occurrence of a message and, unless it goes on with
+// another one (merge), makes room for its slots.
+func (s *scanner) node(n node, slots int, merge *node) error {
+	m := s.m
+	if err := m.spend(max(n.parent, 0), n.f); err != nil {
+		return err
+	}
+	n.inst, n.slots = int32(len(m.nodes)), len(m.slots)
+	if merge != nil {
+		n.inst, n.slots = merge.inst, merge.slots
+	} else {
+		for range slots {
+			m.slots = append(m.slots, slot{})
+		}
+	}
+	m.nodes = append(m.nodes, n)
+	return nil
+}
+
+// message reads the fields of the node at up to end.
+func (s *scanner) message(t *table, at int32, end int) error {
+	if s.depth == 0 {
+		s.at, s.f = at, nil
+		return s.fail(TooLarge, fmt.Sprintf("messages nest deeper than %d", s.m.prog.opts.MaxDepth))
+	}
+	s.depth--
+	for s.c.pos < end {
+		s.at, s.f = at, nil
+		if !s.c.more() {
+			if end == math.MaxInt {
+				break
+			}
+			return s.fail(Malformed, truncated)
+		}
+		pos := s.c.pos
+		tag, err := s.varint()
+		if err != nil {
+			return err
+		}
+		num, typ := tag>>3, protowire.Type(tag&7)
+		if s.c.pos > end || num < uint64(protowire.MinValidNumber) || num > uint64(protowire.MaxValidNumber) {
+			return s.fail(Malformed, "a tag is cut off or has an invalid field number")
+		}
+		f := t.field(protowire.Number(num))
+		if f == nil || typ != f.wire && !(f.list && f.numeric() && typ == protowire.BytesType) {
+			if err := s.unknown(f, num, typ, end); err != nil {
+				return err
+			}
+			continue
+		}
+		s.f = f
+		if s.strict && f.list && f.numeric() && f.packed != (typ == protowire.BytesType) {
+			return s.fail(Ambiguous, "a repeated number is packed where serialisers do not pack it, or the other way round")
+		}
+		switch {
+		case f.isMap:
+			err = s.mapEntry(f, at, pos, end)
+		case f.sub != nil:
+			err = s.child(f, at, pos, end)
+		case f.numeric() && f.list:
+			err = s.numbers(f, at, end, typ == protowire.BytesType)
+		case f.numeric():
+			err = s.single(f, at, pos)
+		default:
+			err = s.text(f, at, pos, end)
+		}
+		if err != nil {
+			return err
+		}
+		if s.c.pos > end {
+			return s.fail(Malformed, truncated)
+		}
+	}
+	s.depth++
+	return nil
+}
+
+// unknown passes a field that the descriptor does not have, or has with another
+// wire type.
+func (s *scanner) unknown(f *field, num uint64, typ protowire.Type, end int) error {
+	if typ == protowire.EndGroupType || typ > protowire.Fixed32Type {
+		return s.fail(Malformed, fmt.Sprintf("field %d has an invalid wire type", num))
+	}
+	if s.strict {
+		if f != nil {
+			return s.fail(Ambiguous, fmt.Sprintf("field %d has the wrong wire type", num))
+		}
+		return s.fail(Ambiguous, fmt.Sprintf("field %d is unknown", num))
+	}
+	s.m.Unknown++
+	return s.skip(num, typ, end)
+}
+
+// skip passes the value of an unknown field.
+func (s *scanner) skip(num uint64, typ protowire.Type, end int) error {
+	ok := true
+	switch typ {
+	case protowire.VarintType:
+		_, _, ok = s.c.varint()
+	case protowire.Fixed32Type:
+		ok = s.c.skip(4)
+	case protowire.Fixed64Type:
+		ok = s.c.skip(8)
+	case protowire.BytesType:
+		n, err := s.length(end)
+		if err != nil {
+			return err
+		}
+		ok = s.c.skip(n)
+	case protowire.StartGroupType:
+		return s.group(num, end)
+	default:
+		ok = false
+	}
+	if !ok || s.c.pos > end {
+		return s.fail(Malformed, truncated)
+	}
+	return nil
+}
+
+// group passes the fields of a group up to its end.
+func (s *scanner) group(num uint64, end int) error {
+	if s.depth == 0 {
+		return s.fail(TooLarge, fmt.Sprintf("groups nest deeper than %d", s.m.prog.opts.MaxDepth))
+	}
+	s.depth--
+	for {
+		tag, err := s.varint()
+		if err != nil {
+			return err
+		}
+		n, typ := tag>>3, protowire.Type(tag&7)
+		// As in protobuf-go, numbers within an unknown group may be larger.
+		if s.c.pos > end || n < uint64(protowire.MinValidNumber) || n > math.MaxInt32 {
+			return s.fail(Malformed, "a tag is cut off or has an invalid field number")
+		}
+		if typ == protowire.EndGroupType {
+			if n != num {
+				return s.fail(Malformed, "a group does not end with its own number")
+			}
+			s.depth++
+			return nil
+		}
+		if err := s.skip(n, typ, end); err != nil {
+			return err
+		}
+	}
+}
+
+// claim is called before an occurrence of a singular field is remembered. It
+// finds the field's slot, and drops the occurrence that this one replaces.
+// same is the node of the same message that this one goes on with, or -1.
+func (s *scanner) claim(f *field, at int32) (i int, same int32, err error) {
+	if f.slot < 0 {
+		return -1, -1, nil
+	}
+	m := s.m
+	i = m.nodes[at].slots + f.slot
+	old := m.slots[i]
+	if old.num == 0 {
+		return i, -1, nil
+	}
+	if s.strict {
+		if old.num != int32(f.num) {
+			return 0, 0, s.fail(Ambiguous, "more than one member of a oneof is set")
+		}
+		return 0, 0, s.fail(Ambiguous, "a field that can stand once stands twice")
+	}
+	if f.sub != nil && old.num == int32(f.num) {
+		return i, -old.ref - 1, nil
+	}
+	switch {
+	case old.ref > 0:
+		m.Fields[old.ref-1].Shadowed = true
+	case old.ref < 0:
+		m.nodes[-old.ref-1].dead, m.killed = true, true
+	}
+	return i, -1, nil
+}
+
+// child reads a sub-message.
+func (s *scanner) child(f *field, at int32, pos, end int) error {
+	m := s.m
+	i, same, err := s.claim(f, at)
+	if err != nil {
+		return err
+	}
+	size := s.c.pos
+	n, err := s.length(end)
+	if err != nil {
+		return err
+	}
+	ni, mark := int32(len(m.nodes)), len(m.slots)
+	x := node{f: f, parent: at, tensor: m.nodes[at].tensor, pos: pos, size: size, off: s.c.pos, end: s.c.pos + n}
+	var merge *node
+	if same >= 0 {
+		merge = &m.nodes[same]
+	}
+	if err := s.node(x, f.sub.slots, merge); err != nil {
+		return err
+	}
+	if i >= 0 && same < 0 {
+		m.slots[i] = slot{int32(f.num), -ni - 1}
+	}
+	if err := m.enter(f, ni); err != nil {
+		return err
+	}
+	if err := s.message(f.sub, ni, x.end); err != nil {
+		return err
+	}
+	if f.list {
+		m.slots = m.slots[:mark] // its slots are not needed again
+	}
+	return nil
+}
+
+// enter begins the tensor that the node is, if it is one.
+func (m *Message) enter(f *field, n int32) error {
+	if f.sub.place != tensor {
+		return nil
+	}
+	if err := m.spend(n, nil); err != nil {
+		return err
+	}
+	group := m.nodes[m.nodes[n].parent].inst
+	if m.nodes[group].first == 0 {
+		m.nodes[group].first = int32(len(m.Tensors)) + 1
+	}
+	m.nodes[n].tensor = int32(len(m.Tensors))
+	m.Tensors = append(m.Tensors, Tensor{Elements: 1, node: n, group: group, raw: -1})
+	return nil
+}
+
+// mapEntry reads an entry of a map.
+func (s *scanner) mapEntry(f *field, at int32, pos, end int) error {
+	m := s.m
+	size := s.c.pos
+	n, err := s.length(end)
+	if err != nil {
+		return err
+	}
+	ni, mark := int32(len(m.nodes)), len(m.slots)
+	x := node{f: f, parent: at, tensor: m.nodes[at].tensor, pos: pos, size: size, off: s.c.pos, end: s.c.pos + n}
+	if err := s.node(x, f.sub.slots, nil); err != nil {
+		return err
+	}
+	m.entries = append(m.entries, ni)
+	if err := s.message(f.sub, ni, x.end); err != nil {
+		return err
+	}
+	// A value that is left out is the default value.
+	if v := f.sub.low[2]; v.sub == nil && v.use != useNone && m.slots[mark+v.slot].num == 0 {
+		_, err = m.add(Field{Role: v.role, Tensor: x.tensor, f: v, node: ni, pos: x.end, value: span{off: x.end}})
+	}
+	m.slots = m.slots[:mark]
+	m.named(ni)
+	return err
+}
+
+// named takes note of a map entry whose key is known.
+func (m *Message) named(n int32) {
+	node := &m.nodes[n]
+	p := &m.nodes[node.parent]
+	if p.f != nil && p.f.sub != nil && p.f.sub.place == tensor &&
+		node.f.sub.low[1].kind == protoreflect.StringKind && string(m.bytes(&node.label)) == "shared_memory_region" {
+		m.Tensors[p.tensor].SharedMemory = true
+	}
+}
+
+// single reads a singular number.
+func (s *scanner) single(f *field, at int32, pos int) error {
+	m := s.m
+	i, _, err := s.claim(f, at)
+	if err != nil {
+		return err
+	}
+	v, err := s.number(f)
+	if err != nil {
+		return err
+	}
+	x := slot{num: int32(f.num)}
+	switch f.use {
+	case useKey:
+		m.nodes[at].key = v
+	case useValue:
+		x.ref, err = m.add(Field{Role: f.role, Tensor: m.nodes[at].tensor, f: f, node: at, pos: pos,
+			num: v, value: span{off: s.c.pos}})
+	}
+	m.slots[i] = x
+	return err
+}
+
+// numbers reads one or a packed run of repeated numbers.
+func (s *scanner) numbers(f *field, at int32, end int, packed bool) error {
+	m := s.m
+	start := s.c.pos
+	stop := -1
+	if packed {
+		n, err := s.length(end)
+		if err != nil {
+			return err
+		}
+		start, stop = s.c.pos, s.c.pos+n
+	}
+	count := int64(0)
+	size := 0
+	switch f.wire {
+	case protowire.Fixed32Type:
+		size = 4
+	case protowire.Fixed64Type:
+		size = 8
+	}
+	if packed && size > 0 && f.use != useShape {
+		if (stop-start)%size != 0 {
+			return s.fail(Malformed, truncated)
+		}
+		if !s.c.skip(stop - start) {
+			return s.fail(Malformed, truncated)
+		}
+		count = int64((stop - start) / size)
+	} else {
+		for !packed || s.c.pos < stop {
+			v, err := s.number(f)
+			if err != nil {
+				return err
+			}
+			count++
+			if f.use == useShape {
+				m.Tensors[m.nodes[at].tensor].dim(saturate(f.kind, v))
+			}
+			if !packed {
+				break
+			}
+		}
+		if packed && s.c.pos > stop {
+			return s.fail(Malformed, truncated)
+		}
+	}
+	if f.use == useNumbers {
+		t := m.nodes[at].tensor
+		m.Tensors[t].count += count
+		if err := m.spend(at, f); err != nil {
+			return err
+		}
+		m.runs = append(m.runs, run{f: f, node: at, tensor: t, packed: packed, value: span{off: start, n: s.c.pos - start}})
+	}
+	return nil
+}
+
+// text reads a string or bytes field.
+func (s *scanner) text(f *field, at int32, pos, end int) error {
+	m := s.m
+	i, _, err := s.claim(f, at)
+	if err != nil {
+		return err
+	}
+	size := s.c.pos
+	n, err := s.length(end)
+	if err != nil {
+		return err
+	}
+	begin := s.c
+	v, ok := s.c.take(n)
+	if !ok {
+		return s.fail(Malformed, truncated)
+	}
+	if f.utf8 && !(v.view != nil && utf8.Valid(v.view) || v.view == nil && begin.validUTF8(n)) {
+		return s.fail(Malformed, "a string is not valid UTF-8")
+	}
+	if f.use == useRaw {
+		if err := m.spend(at, f); err != nil {
+			return err
+		}
+		begin.more() // so that begin stands where v does
+		m.addRaw(rawEntry{f: f, node: at, pos: pos, size: size, at: begin, value: v})
+		return nil
+	}
+	if f.use == useNone {
+		return nil
+	}
+	ref := int32(0)
+	if f.role != None {
+		ref, err = m.add(Field{Role: f.role, Tensor: m.nodes[at].tensor, f: f, node: at, pos: pos, value: v})
+	}
+	if i >= 0 {
+		m.slots[i] = slot{int32(f.num), ref}
+	}
+	m.noted(f, at, v)
+	return err
+}
+
+// noted takes note of a text that says something of the node around it.
+func (m *Message) noted(f *field, at int32, v span) {
+	n := &m.nodes[at]
+	switch f.use {
+	case useName, useKey:
+		n.label = v
+	case useDatatype:
+		m.Tensors[n.tensor].datatype = v
+	case useElement:
+		t := &m.Tensors[n.tensor]
+		t.count, t.text = t.count+1, true
+	}
+}
+
+func (m *Message) addRaw(r rawEntry) {
+	r.tensor = -1
+	m.raws = append(m.raws, r)
+	m.nodes[m.nodes[r.node].inst].raws++
+}
