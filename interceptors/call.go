@@ -1,0 +1,487 @@
+package interceptors
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/interceptors/dialect"
+	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/tokens"
+	"google.golang.org/grpc/metadata"
+)
+
+// Call is one RPC. The chain fills it in; policies read it.
+type Call struct {
+	CallInfo
+	// Method is what is known of the method; nil if nothing is.
+	Method *dialect.Method
+	// Principal is who calls, as far as the identity policy accepts it: a SPIFFE
+	// ID, or "anonymous" where callers need no identity. Empty before that policy,
+	// and if it refused the identity.
+	Principal string
+	// Tenant is who pays, by the identity policy's template; "anonymous" for an
+	// anonymous caller.
+	Tenant string
+	// Began is when the call began.
+	Began time.Time
+	// Outgoing is metadata to send on to the model server, beside the caller's.
+	// Policies add to it in Begin, and in Start of the first inference.
+	Outgoing metadata.MD
+
+	chain      *Chain
+	ctx        context.Context
+	cancel     context.CancelCauseFunc
+	parts      []callPart
+	partsSpace [6]callPart
+
+	mu      sync.Mutex
+	backend *Backend // bound by the first message
+	single  *Inference
+	open    map[string]*Inference // multiplexed: by the id on the way to the model server
+	renames int
+	ended   bool
+}
+
+type callPart struct {
+	name   string
+	policy CallPolicy
+}
+
+// Context is the context of the call. It carries what policies put into it
+// with SetContext, and ends when the caller goes away, its deadline passes or
+// the call is aborted; context.Cause then says why.
+func (c *Call) Context() context.Context { return c.ctx }
+
+// SetContext replaces the context by one derived from it. Only a policy's Begin
+// may do so.
+func (c *Call) SetContext(ctx context.Context) { c.ctx = ctx }
+
+// Abort ends the call from outside, with a denial or another error: its
+// context is cancelled and the door answers with the error. Safe at any time.
+func (c *Call) Abort(err error) { c.cancel(err) }
+
+// AbortAfter aborts the call if stop is not called in time.
+func (c *Call) AbortAfter(d time.Duration, err error) (stop func() bool) {
+	return time.AfterFunc(d, func() { c.Abort(err) }).Stop
+}
+
+// begin lets policies see the call, in order, until one refuses it.
+func (c *Call) begin(policies []Policy) (err error) {
+	name := "chain"
+	defer func() {
+		if v := recover(); v != nil {
+			err = Recovered(name, v)
+		}
+	}()
+	for _, p := range policies {
+		name = p.Name()
+		part, err := p.Begin(c)
+		if err != nil {
+			return asDenial(name, err)
+		}
+		if part != nil {
+			c.parts = append(c.parts, callPart{name, part})
+		}
+	}
+	return nil
+}
+
+// End ends the call and whatever inferences are still open, with what became
+// of it: nil if all went well. Only the first End counts.
+func (c *Call) End(err error) {
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return
+	}
+	c.ended = true
+	open := make([]*Inference, 0, len(c.open)+1)
+	if c.single != nil {
+		open = append(open, c.single)
+	}
+	for _, i := range c.open {
+		open = append(open, i)
+	}
+	c.mu.Unlock()
+	for _, i := range open {
+		i.End(err)
+	}
+	for n := len(c.parts) - 1; n >= 0; n-- {
+		endPart(c.parts[n], Outcome{Err: err})
+	}
+	c.cancel(context.Canceled)
+}
+
+func endPart(p callPart, o Outcome) {
+	defer func() { _ = recover() }() // the other parts must end all the same
+	p.policy.End(o)
+}
+
+// Request takes the next request message, and begins the inference that it
+// belongs to or goes on with it. On success the message, with its edits, may be
+// forwarded once the inference is Ready.
+//
+// The error is a *Denial. If the inference is not nil, it alone was refused,
+// and Refusal can say so in band; else the whole call was.
+func (c *Call) Request(e *Envelope) (*Inference, error) {
+	c.mu.Lock()
+	ended, backend, single := c.ended, c.backend, c.single
+	c.mu.Unlock()
+	if ended {
+		return nil, hasEnded()
+	}
+	m := &e.Message
+	r, bad, err := c.readRequest(e, c.Method)
+	if backend == nil {
+		backend, r, bad, err = c.route(e, r, bad, err)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case single != nil:
+		return c.extend(single, &r, m, bad)
+	}
+	i := &Inference{Call: c, Backend: backend}
+	i.read(&r)
+	if bad == nil {
+		bad = c.structure(i, m)
+	}
+	if bad != nil {
+		c.witnessed(i, bad)
+		return i, bad
+	}
+	i.InputTokens = countText(new(tokens.Counter), m, fields.Prompt)
+	// Once the inference is on the books the call may be ended at any time: its
+	// End waits until every policy has started.
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !c.begun(i, &r, m) {
+		return nil, hasEnded()
+	}
+	return i, i.startLocked(m)
+}
+
+// hasEnded refuses a message that comes too late. Nobody is there to be told.
+func hasEnded() error { return Deny("chain", Draining, "the call has ended") }
+
+// readRequest reads a message as the method's dialect does. It may be bad,
+// although it can be read: then it asks for what cannot be granted.
+func (c *Call) readRequest(e *Envelope, m *dialect.Method) (r dialect.Request, bad, err error) {
+	if err := e.read(m.Request); err != nil {
+		return dialect.Request{}, nil, messageDenial(err)
+	}
+	if r, bad = m.ReadRequest(&e.Message); bad != nil {
+		bad = messageDenial(bad)
+	}
+	return r, bad, nil
+}
+
+// route finds the back end for the first message of a call. The message was
+// read as the first back end reads it; if it is another's, and that has another
+// dialect under the same path, it is read again. A back end without the model
+// decides nothing: not even that the message cannot be read.
+func (c *Call) route(e *Envelope, r dialect.Request, bad, err error) (*Backend, dialect.Request, error, error) {
+	if err == nil {
+		b, m := c.chain.route(c.FullMethod, r.Model, c.Method.Kind)
+		if b == nil || m == c.Method {
+			return b, r, bad, nil
+		}
+		if r, bad, err = c.readRequest(e, m); err == nil {
+			c.take(m)
+		}
+		return b, r, bad, err
+	}
+	for _, b := range c.chain.backends {
+		m := b.Dialect.Methods[c.FullMethod]
+		if m == nil || m == c.Method {
+			continue
+		}
+		r, bad, again := c.readRequest(e, m)
+		if again != nil || r.Model == "" {
+			continue
+		}
+		if to, _ := c.chain.route(c.FullMethod, r.Model, c.Method.Kind); to == b {
+			c.take(m)
+			return b, r, bad, nil
+		}
+	}
+	return nil, r, nil, err
+}
+
+// take makes the call one of another back end's dialect.
+func (c *Call) take(m *dialect.Method) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Method = m
+}
+
+// extend is a later message of a call that is one inference.
+func (c *Call) extend(i *Inference, r *dialect.Request, m *fields.Message, bad error) (*Inference, error) {
+	if r.Model != i.Model && r.Model != "" {
+		err := Deny("chain", MessageAmbiguous,
+			"the stream belongs to the model of its first message; open another stream for another model")
+		err.Field = "model_name"
+		return i, err
+	}
+	if bad == nil {
+		bad = c.structure(i, m)
+	}
+	if bad != nil {
+		return i, bad
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.InputTokens += countText(new(tokens.Counter), m, fields.Prompt)
+	i.MaxOutputTokens = max(i.MaxOutputTokens, r.MaxTokens)
+	return i, i.requestLocked(m)
+}
+
+// witnessed tells those who want to know of an inference that was refused
+// before any policy saw it.
+func (c *Call) witnessed(i *Inference, err error) {
+	d := asDenial("chain", err)
+	defer func() { _ = recover() }() // the refusal stands
+	for _, part := range c.parts {
+		if w, ok := part.policy.(Witness); ok {
+			w.Refused(i, d)
+		}
+	}
+}
+
+// structure refuses what no back end serves and what cannot be seen.
+func (c *Call) structure(i *Inference, m *fields.Message) error {
+	b := i.Backend
+	switch {
+	case b == nil:
+		return NoModel("chain", i.Model)
+	case !b.serves(i.Model) && i.Model != "":
+		if other, _ := c.chain.route(c.FullMethod, i.Model, c.Method.Kind); other != nil {
+			return Deny("chain", RouteConflict,
+				"the stream is bound to the back end of its first message; open another stream for this model").With("model", i.Model)
+		}
+		return NoModel("chain", i.Model)
+	}
+	for n := range m.Tensors {
+		t := &m.Tensors[n]
+		if t.SharedMemory && !b.AllowSharedMemory {
+			d := Deny("chain", Uninspectable, "the tensor lies in shared memory, where its text cannot be read; send it in the message")
+			d.Field = string(m.Name(t))
+			return d
+		}
+		if b.Datatypes != nil && !b.Datatypes[string(m.Datatype(t))] {
+			d := Deny("chain", Uninspectable, "the tensor's datatype is not one that this back end may be sent")
+			d.Field = string(m.Name(t))
+			return d
+		}
+	}
+	return nil
+}
+
+// begun puts an inference on the books, under an id that no other of its
+// stream has, and has the model server show its end. It is false if the call
+// has ended: then nobody would end the inference.
+func (c *Call) begun(i *Inference, r *dialect.Request, m *fields.Message) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	if c.backend == nil {
+		c.backend = i.Backend
+	}
+	if !c.Method.Multiplexed {
+		c.single = i
+		return true
+	}
+	if c.open == nil {
+		c.open = make(map[string]*Inference, 4)
+	}
+	i.key = r.ID
+	for i.key == "" || c.open[i.key] != nil {
+		c.renames++
+		i.key = "sluice-" + strconv.Itoa(c.renames)
+		i.renamed = true
+	}
+	c.open[i.key] = i
+	if i.renamed {
+		c.Method.SetID(m, r, i.key)
+	}
+	c.Method.AskFinal(m, r)
+	return true
+}
+
+// forget takes an inference that ended off the books.
+func (c *Call) forget(i *Inference) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open[i.key] == i {
+		delete(c.open, i.key)
+	}
+}
+
+// live is the number of inferences of a multiplexed stream that have begun and
+// have neither ended nor been refused.
+func (c *Call) live() (n int) {
+	c.mu.Lock()
+	open := make([]*Inference, 0, len(c.open))
+	for _, i := range c.open {
+		open = append(open, i)
+	}
+	c.mu.Unlock()
+	for _, i := range open {
+		i.mu.Lock()
+		if i.cut == nil && !i.ended {
+			n++
+		}
+		i.mu.Unlock()
+	}
+	return n
+}
+
+// Verdict says what to do with a response.
+type Verdict uint8
+
+const (
+	// Deliver it, with its edits.
+	Deliver Verdict = iota
+	// Drop it: the caller did not ask for it, or its inference was refused.
+	Drop
+	// Refuse: its inference was refused just now, by the error beside. The
+	// response is dropped and the caller told.
+	Refuse
+)
+
+// Response takes a response message from the model server and finds the
+// inference that it belongs to. A final one ends it. With Refuse, the error is
+// a *Denial of that inference; an error with any other verdict is a *Denial of
+// the whole call.
+func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
+	m := &e.Message
+	c.mu.Lock()
+	i, bound := c.single, c.backend != nil
+	c.mu.Unlock()
+	if !bound { // and the method may yet become that of another dialect
+		return nil, Drop, unasked()
+	}
+	if err := e.read(c.Method.Response); err != nil {
+		return nil, Drop, Deny("chain", UpstreamInvalid, "the model server's answer cannot be read")
+	}
+	r := c.Method.ReadResponse(m)
+	if c.Method.Multiplexed {
+		c.mu.Lock()
+		i = c.open[string(r.ID)]
+		c.mu.Unlock()
+	}
+	if i == nil {
+		return nil, Drop, unasked()
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.failed = i.failed || r.Failed
+	if i.cut != nil || i.ended {
+		if r.Final {
+			i.endLocked(i.cut)
+		}
+		return i, Drop, nil
+	}
+	i.OutputTokens += countText(&i.output, m, fields.Output)
+	i.ReportedInput = max(i.ReportedInput, r.InputTokens)
+	i.ReportedOutput = max(i.ReportedOutput+r.OutputTokens, r.OutputTotal)
+	if err := i.responseLocked(m); err != nil {
+		if r.Final || !c.Method.Multiplexed {
+			i.endLocked(err)
+		}
+		return i, Refuse, err
+	}
+	verdict := Deliver
+	if c.Method.Multiplexed && r.Final && r.Empty && !i.wantFinal {
+		verdict = Drop
+	}
+	if verdict == Deliver && i.renamed && r.IDField >= 0 {
+		f := &m.Fields[r.IDField]
+		if i.ID == "" {
+			m.Delete(f)
+		} else {
+			m.Set(f, []byte(i.ID))
+		}
+	}
+	if r.Final {
+		var err error
+		if i.failed {
+			err = errUpstreamFailed
+		}
+		i.endLocked(err)
+	}
+	return i, verdict, nil
+}
+
+func unasked() error {
+	return Deny("chain", UpstreamInvalid, "the model server answered an inference that nobody asked for")
+}
+
+// errUpstreamFailed ends an inference whose failure the model server reported in band.
+var errUpstreamFailed = errors.New("the model server reported an error")
+
+// countText counts the text of one role. A word does not go on from one field
+// to the next, but may go on in the next message if each has one field.
+func countText(c *tokens.Counter, m *fields.Message, role fields.Role) (n int64) {
+	texts := 0
+	for k := range m.Fields {
+		f := &m.Fields[k]
+		if f.Role != role || f.Shadowed {
+			continue
+		}
+		if texts > 0 {
+			c.Break()
+		}
+		texts++
+		n += c.Add(m.Bytes(f))
+	}
+	if texts > 1 {
+		c.Break()
+	}
+	return n
+}
+
+// messageDenial says what is wrong with a message that cannot be taken.
+func messageDenial(err error) *Denial {
+	var fe *fields.Error
+	if !errors.As(err, &fe) {
+		return asDenial("chain", err)
+	}
+	reason := MessageMalformed
+	switch fe.Kind {
+	case fields.Ambiguous:
+		reason = MessageAmbiguous
+	case fields.TooLarge:
+		reason = MessageTooLarge
+	}
+	d := Deny("chain", reason, "%s", fe.What)
+	d.Field = fe.Path
+	return d
+}
+
+// Recovered makes a recovered panic a denial with an id that the log has too.
+// The panic's value stays out of both: it may quote a prompt.
+func Recovered(policy string, v any) *Denial {
+	var id [8]byte
+	_, _ = rand.Read(id[:])
+	d := Deny(policy, Internal, "internal error %x", id).With("id", fmt.Sprintf("%x", id))
+	d.Cause = &Panic{Type: fmt.Sprintf("%T", v), Stack: debug.Stack()}
+	return d
+}
+
+// Panic is the cause of the denial that a recovered panic became. It holds the
+// stack and the type of the panic's value, not the value.
+type Panic struct {
+	Type  string
+	Stack []byte
+}
+
+func (p *Panic) Error() string { return "panic: " + p.Type }

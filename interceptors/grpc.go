@@ -1,0 +1,425 @@
+package interceptors
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"reflect"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+)
+
+// Tap refuses calls on their headers, before a stream is made for them or a
+// body is read: the gates of the chain decide. It never waits.
+func Tap(c *Chain) tap.ServerInHandle {
+	return func(ctx context.Context, info *tap.Info) (context.Context, error) {
+		err := c.Allow(ctx, CallInfo{FullMethod: info.FullMethodName, Peer: PeerFrom(ctx), Metadata: info.Header})
+		return ctx, err
+	}
+}
+
+// UnaryServer guards the unary methods of a grpc-go server. Messages are the
+// server's own Go types: grpc-go has decoded them already, and answers itself
+// for a message that cannot be decoded.
+func UnaryServer(c *Chain) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {
+		call, err := c.Begin(ctx, incoming(ctx, info.FullMethod))
+		if err != nil {
+			return nil, refused(ctx, err)
+		}
+		var resp any
+		defer endCall(call, &err)
+		req, err = call.takeRequest(req)
+		if err != nil {
+			return nil, refused(ctx, err)
+		}
+		resp, err = handler(call.ctx, req)
+		if err = call.aborted(ctx, err); err != nil {
+			return nil, trailed(ctx, err)
+		}
+		if resp, err = call.takeResponse(resp); err != nil {
+			return nil, refused(ctx, err)
+		}
+		return resp, nil
+	}
+}
+
+// UnaryClient puts the chain around the unary calls of a grpc-go client.
+func UnaryClient(c *Chain) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) (err error) {
+		call, err := c.Begin(ctx, outgoing(ctx, method))
+		if err != nil {
+			return err
+		}
+		defer endCall(call, &err)
+		req, err = call.takeRequest(req)
+		if err != nil {
+			return err
+		}
+		err = invoker(call.outgoingContext(), method, req, reply, cc, opts...)
+		if err = call.aborted(ctx, err); err != nil {
+			return err
+		}
+		out, err := call.takeResponse(reply)
+		if err != nil {
+			proto.Reset(reply.(proto.Message))
+			return err
+		}
+		if out != reply {
+			move(reply.(proto.Message), out.(proto.Message))
+		}
+		return nil
+	}
+}
+
+// StreamServer guards the streaming methods of a grpc-go server.
+func StreamServer(c *Chain) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+		call, err := c.Begin(ss.Context(), incoming(ss.Context(), info.FullMethod))
+		if err != nil {
+			return refused(ss.Context(), err)
+		}
+		defer endCall(call, &err)
+		s := &serverStream{ServerStream: ss, call: call, many: info.IsClientStream, requests: make(chan proto.Message), over: make(chan struct{})}
+		s.stream = NewStream(call, s)
+		return trailed(ss.Context(), call.aborted(ss.Context(), handler(srv, s)))
+	}
+}
+
+// StreamClient puts the chain around the streaming calls of a grpc-go client. A
+// refusal ends the stream: it comes back from SendMsg or RecvMsg.
+func StreamClient(c *Chain) grpc.StreamClientInterceptor {
+	return func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		call, err := c.Begin(ctx, outgoing(ctx, method))
+		if err != nil {
+			return nil, err
+		}
+		cs, err := streamer(call.outgoingContext(), desc, cc, method, opts...)
+		if err != nil {
+			call.End(err)
+			return nil, err
+		}
+		s := &clientStream{ClientStream: cs, call: call, many: desc.ServerStreams}
+		context.AfterFunc(call.ctx, func() { s.end(context.Cause(call.ctx)) }) // the caller may just go away
+		return s, nil
+	}
+}
+
+func incoming(ctx context.Context, method string) CallInfo {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return CallInfo{FullMethod: method, Peer: PeerFrom(ctx), Metadata: md}
+}
+
+func outgoing(ctx context.Context, method string) CallInfo {
+	md, _ := metadata.FromOutgoingContext(ctx)
+	return CallInfo{FullMethod: method, Metadata: md, Client: true}
+}
+
+// outgoingContext carries what the policies send on.
+func (c *Call) outgoingContext() context.Context {
+	if len(c.Outgoing) == 0 {
+		return c.ctx
+	}
+	md := c.Metadata.Copy()
+	maps.Copy(md, c.Outgoing) // a policy's word replaces the caller's: two trace contexts are none
+	return metadata.NewOutgoingContext(c.ctx, md)
+}
+
+// aborted is the error that a call ends with: the handler's, unless the chain
+// ended the call. Then it does not count what the handler made of that.
+func (c *Call) aborted(caller context.Context, err error) error {
+	cause := context.Cause(c.ctx)
+	var d *Denial
+	switch {
+	case cause == nil:
+		return err
+	case errors.Is(cause, errServed):
+		return nil
+	case caller.Err() != nil && !errors.As(cause, &d): // the caller is gone
+		return err
+	}
+	return StatusOf(cause)
+}
+
+// refused makes an error of the chain ready for grpc-go.
+func refused(ctx context.Context, err error) error { return trailed(ctx, StatusOf(err)) }
+
+// trailed sends the trailer that belongs to a denial; any other error is left as
+// it is.
+func trailed(ctx context.Context, err error) error {
+	var d *Denial
+	if errors.As(err, &d) {
+		if t := d.Trailer(); t != nil {
+			_ = grpc.SetTrailer(ctx, t)
+		}
+	}
+	return err
+}
+
+// endCall ends a call with the error that its handler returns, also if the
+// handler panics: the panic goes on.
+func endCall(call *Call, err *error) {
+	if v := recover(); v != nil {
+		call.End(Recovered("handler", v))
+		panic(v)
+	}
+	call.End(*err)
+}
+
+// takeRequest runs a unary call's request through the chain, waiting included.
+func (c *Call) takeRequest(req any) (_ any, err error) {
+	defer recovered(&err)
+	m, ok := req.(proto.Message)
+	if !ok {
+		return nil, notProto(req)
+	}
+	e := TypedEnvelope(m)
+	i, err := c.Request(e)
+	if err == nil {
+		err = i.Wait(c.ctx)
+	}
+	if err == nil && !i.Hand() {
+		err = hasEnded()
+	}
+	if err != nil {
+		e.Release()
+		return nil, err
+	}
+	return e.Typed(), nil
+}
+
+// takeResponse runs a unary call's response through the chain.
+func (c *Call) takeResponse(resp any) (_ any, err error) {
+	defer recovered(&err)
+	m, ok := resp.(proto.Message)
+	if !ok {
+		return nil, notProto(resp)
+	}
+	e := TypedEnvelope(m)
+	if _, _, err := c.Response(e); err != nil {
+		e.Release()
+		return nil, err
+	}
+	return e.Typed(), nil
+}
+
+func notProto(v any) *Denial {
+	return Deny("chain", Internal, "the message is not a protobuf message but %T; only protobuf can be guarded", v)
+}
+
+// serverStream is the door of a streaming method of a grpc-go server. The
+// handler is the model server: what it receives was forwarded, and what it
+// sends is a response.
+type serverStream struct {
+	grpc.ServerStream
+	call   *Call
+	stream *Stream
+	many   bool // the caller streams
+
+	start    sync.Once
+	requests chan proto.Message // forwarded, for the handler to receive
+	over     chan struct{}      // closed when no more will come
+	err      error              // why; nil at half-close
+}
+
+func (s *serverStream) Context() context.Context { return s.call.ctx }
+
+// RecvMsg gives the handler the next message that may go on.
+func (s *serverStream) RecvMsg(m any) error {
+	into, ok := m.(proto.Message)
+	if !ok {
+		return notProto(m)
+	}
+	if !s.many {
+		return s.recvOne(into)
+	}
+	s.start.Do(func() {
+		go func() {
+			s.err = s.stream.Requests()
+			close(s.over)
+		}()
+	})
+	select {
+	case msg := <-s.requests:
+		move(into, msg)
+		return nil
+	case <-s.over:
+		if s.err != nil {
+			return StatusOf(s.err)
+		}
+		return io.EOF
+	}
+}
+
+// recvOne receives the only request of a method whose server alone streams.
+func (s *serverStream) recvOne(into proto.Message) error {
+	if err := s.ServerStream.RecvMsg(into); err != nil {
+		return err
+	}
+	m, err := s.call.takeRequest(into)
+	if err != nil {
+		s.call.Abort(err)
+		return StatusOf(err)
+	}
+	if out := m.(proto.Message); out != into {
+		move(into, out)
+	}
+	return nil
+}
+
+// SendMsg takes a response from the handler.
+func (s *serverStream) SendMsg(m any) error {
+	msg, ok := m.(proto.Message)
+	if !ok {
+		return notProto(m)
+	}
+	err := s.stream.Response(TypedEnvelope(msg))
+	if errors.Is(err, io.EOF) {
+		s.call.Abort(errServed)
+		return context.Canceled
+	}
+	var d *Denial
+	switch {
+	case errors.As(err, &d):
+		s.call.Abort(err)
+		return StatusOf(err)
+	case errors.Is(err, errServed):
+		return context.Canceled
+	}
+	return err
+}
+
+// errServed ends a call well whose caller has all that it will get.
+var errServed = errors.New("served")
+
+// Receive implements Door.
+func (s *serverStream) Receive() (*Envelope, error) {
+	m, err := newMessage(s.call.Method.RequestType)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return TypedEnvelope(m), nil
+}
+
+// Forward implements Door: it blocks until the handler receives.
+func (s *serverStream) Forward(e *Envelope, _ *Inference) error {
+	select {
+	case s.requests <- e.Typed():
+		return nil
+	case <-s.call.ctx.Done():
+		return s.call.ctx.Err()
+	}
+}
+
+// CloseForward implements Door: RecvMsg sees that no more will come.
+func (s *serverStream) CloseForward() error { return nil }
+
+// Deliver implements Door.
+func (s *serverStream) Deliver(e *Envelope) error { return s.ServerStream.SendMsg(e.Typed()) }
+
+// Encoded implements Door.
+func (s *serverStream) Encoded(b []byte) (*Envelope, error) {
+	m, err := newMessage(s.call.Method.ResponseType)
+	if err != nil {
+		return nil, err
+	}
+	return TypedEnvelope(m), proto.Unmarshal(b, m)
+}
+
+// clientStream is the chain around a streaming call of a grpc-go client.
+type clientStream struct {
+	grpc.ClientStream
+	call *Call
+	many bool
+	once sync.Once
+}
+
+func (s *clientStream) end(err error) {
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	s.once.Do(func() { s.call.End(err) })
+}
+
+// SendMsg sends a request if the chain lets it. It blocks while the inference
+// has to wait.
+func (s *clientStream) SendMsg(m any) error {
+	req, err := s.call.takeRequest(m)
+	if err != nil {
+		s.call.Abort(err)
+		s.end(err)
+		return err
+	}
+	return s.ClientStream.SendMsg(req)
+}
+
+// RecvMsg receives the next response that the chain lets through.
+func (s *clientStream) RecvMsg(m any) error {
+	for {
+		if err := s.ClientStream.RecvMsg(m); err != nil {
+			var d *Denial
+			if errors.As(context.Cause(s.call.ctx), &d) {
+				err = d
+			}
+			s.end(err)
+			return err
+		}
+		into, ok := m.(proto.Message)
+		if !ok {
+			return notProto(m)
+		}
+		e := TypedEnvelope(into)
+		_, verdict, err := s.call.Response(e)
+		switch {
+		case err != nil:
+			e.Release()
+			proto.Reset(into)
+			s.call.Abort(err)
+			s.end(err)
+			return err
+		case verdict == Drop:
+			e.Release()
+			proto.Reset(into)
+			continue
+		}
+		if out := e.Typed(); out != into {
+			move(into, out)
+		}
+		if !s.many {
+			s.end(nil)
+		}
+		return nil
+	}
+}
+
+// newMessage makes an empty message of a type that the program links.
+func newMessage(name string) (proto.Message, error) {
+	t, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(name))
+	if err != nil {
+		return nil, Deny("chain", Internal, "the program has no Go type for %s", name)
+	}
+	return t.New().Interface(), nil
+}
+
+// move makes dst what src is; src is not used afterwards. Messages of one Go
+// type are moved as they are: a copy of a large tensor would cost more than all
+// the rest of the chain.
+func move(dst, src proto.Message) {
+	d, s := reflect.ValueOf(dst), reflect.ValueOf(src)
+	if d.Type() == s.Type() && d.Kind() == reflect.Pointer {
+		d.Elem().Set(s.Elem())
+		return
+	}
+	proto.Reset(dst)
+	proto.Merge(dst, src)
+}

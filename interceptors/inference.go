@@ -1,0 +1,245 @@
+package interceptors
+
+import (
+	"context"
+	"sync"
+
+	"github.com/sluicegate/sluice/interceptors/dialect"
+	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/tokens"
+)
+
+// Inference is one unit of model work. The chain fills it in before the first
+// policy sees it; policies only read it, and only inside the calls that the
+// chain makes to them.
+type Inference struct {
+	// Call is the RPC that carries it.
+	Call *Call
+	// Backend serves it.
+	Backend *Backend
+	// Model and Version are what its first message names; "" if it names none.
+	Model, Version string
+	// ID is what the caller calls it; "" if it has no name.
+	ID string
+	// Sequence is the sequence (session) that it belongs to, or "".
+	Sequence string
+	// MaxOutputTokens is how many tokens the caller lets the model write, over
+	// all choices; 0 if it does not say.
+	MaxOutputTokens int64
+	// InputTokens and OutputTokens are our own count of the text so far.
+	// Output counts what the model wrote, delivered or not.
+	InputTokens, OutputTokens int64
+	// ReportedInput and ReportedOutput are the model server's count so far; 0 if
+	// it reports none.
+	ReportedInput, ReportedOutput int64
+	// Handed says that the inference was handed to the model server.
+	Handed bool
+
+	// The chain's own.
+	mu        sync.Mutex
+	key       string // its id on the way to the model server
+	renamed   bool   // key is private: the caller gave no id, or one in flight
+	wantFinal bool   // the caller asked for the empty final response
+	cut       error  // refused in mid-stream; the rest of its responses are dropped
+	failed    bool   // the model server reported an error of it
+	ended     bool
+	output    tokens.Counter
+	waits     bool // some part is a Waiter, and Wait was not called yet
+	parts     []inferencePart
+	space     [6]inferencePart
+}
+
+type inferencePart struct {
+	name   string
+	policy InferencePolicy
+}
+
+// Context is the call's context: it ends when the call does.
+func (i *Inference) Context() context.Context { return i.Call.ctx }
+
+// Emit tells the observers of the inference of an event. It is called inside
+// the calls that the chain makes to a policy.
+func (i *Inference) Emit(e Event) {
+	for _, p := range i.parts {
+		if o, ok := p.policy.(Observer); ok {
+			o.Observe(e)
+		}
+	}
+}
+
+// startLocked runs the policies over the first message, in order. On a refusal
+// what was opened is ended again, and the denial is returned.
+func (i *Inference) startLocked(m *fields.Message) (err error) {
+	name := ""
+	defer func() {
+		if v := recover(); v != nil {
+			err = Recovered(name, v)
+		}
+		if err != nil {
+			err = asDenial(name, err)
+			i.endLocked(err)
+		}
+	}()
+	i.parts = i.space[:0]
+	for _, part := range i.Call.parts {
+		name = part.name
+		p, err := part.policy.Start(i)
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			continue
+		}
+		i.parts = append(i.parts, inferencePart{name, p})
+		if _, ok := p.(Waiter); ok {
+			i.waits = true
+		}
+		if err := p.Request(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// requestLocked runs the policies over a later message of the inference.
+func (i *Inference) requestLocked(m *fields.Message) (err error) {
+	if i.cut != nil {
+		return i.cut
+	}
+	if i.ended {
+		return Deny("chain", Draining, "the inference has ended")
+	}
+	name := ""
+	defer func() {
+		if v := recover(); v != nil {
+			err = Recovered(name, v)
+		}
+		if err != nil {
+			i.cut = asDenial(name, err)
+			err = i.cut
+			i.endLocked(err)
+		}
+	}()
+	for _, part := range i.parts {
+		name = part.name
+		if err := part.policy.Request(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// responseLocked runs the policies over a response, in reverse.
+func (i *Inference) responseLocked(m *fields.Message) (err error) {
+	name := ""
+	defer func() {
+		if v := recover(); v != nil {
+			err = Recovered(name, v)
+		}
+		if err != nil {
+			i.cut = asDenial(name, err)
+			err = i.cut
+		}
+	}()
+	for n := len(i.parts) - 1; n >= 0; n-- {
+		name = i.parts[n].name
+		if err := i.parts[n].policy.Response(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Ready reports that the inference may be forwarded without waiting.
+func (i *Inference) Ready() bool {
+	if i.waits {
+		for n := range i.parts {
+			if w, ok := i.parts[n].policy.(Waiter); ok && !w.Ready() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Wait blocks until the inference may be forwarded. If it returns an error the
+// inference has ended with it. Ready and Wait are the door's to call, one at a
+// time.
+func (i *Inference) Wait(ctx context.Context) (err error) {
+	if !i.waits {
+		return nil
+	}
+	name := ""
+	defer func() {
+		if v := recover(); v != nil {
+			err = Recovered(name, v)
+		}
+		if err != nil {
+			i.End(err)
+		}
+	}()
+	for n := range i.parts {
+		w, ok := i.parts[n].policy.(Waiter)
+		if name = i.parts[n].name; !ok || w.Ready() {
+			continue
+		}
+		err := w.Wait(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return asDenial(name, err)
+		}
+	}
+	i.waits = false
+	return nil
+}
+
+// End ends the inference: every policy's part is ended once, in reverse. A nil
+// error means that it ended well.
+func (i *Inference) End(err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.endLocked(err)
+}
+
+func (i *Inference) endLocked(err error) {
+	if i.ended {
+		return
+	}
+	i.ended = true
+	if i.cut != nil {
+		err = i.cut
+	}
+	o := Outcome{Err: err}
+	for n := len(i.parts) - 1; n >= 0; n-- {
+		endInference(i.parts[n].policy, o)
+	}
+	i.Call.forget(i)
+}
+
+// endInference ends one part. If its code panics the others must end all the same.
+func endInference(p InferencePolicy, o Outcome) {
+	defer func() { _ = recover() }()
+	p.End(o)
+}
+
+// Hand notes that the inference is being handed to the model server, and
+// reports whether it may be: not if it has ended meanwhile. A door calls it
+// before it forwards a message.
+func (i *Inference) Hand() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ended {
+		return false
+	}
+	i.Handed = true
+	return true
+}
+
+// read takes over what the dialect read from a request.
+func (i *Inference) read(r *dialect.Request) {
+	i.Model, i.Version, i.ID, i.Sequence = r.Model, r.Version, r.ID, r.Sequence
+	i.MaxOutputTokens = r.MaxTokens
+	i.wantFinal = r.WantsFinal
+}

@@ -1,0 +1,46 @@
+package interceptors
+
+import (
+	"context"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// Peer is who is at the other end of a connection.
+type Peer struct {
+	// ID is the SPIFFE ID that the connection's handshake proved; zero if it
+	// proved none.
+	ID spiffeid.ID
+	// Expires is when the proof ends; zero if there is none.
+	Expires time.Time
+	// Address is the network address, for people.
+	Address string
+}
+
+// Verified is implemented by the AuthInfo of connections whose handshake
+// verified an X.509-SVID. Only such a connection has an identity: what a
+// certificate merely says does not count.
+type Verified interface {
+	credentials.AuthInfo
+	// SVID is the peer's SPIFFE ID and the end of its certificate's life.
+	SVID() (spiffeid.ID, time.Time)
+}
+
+// PeerFrom reads the peer from the context of a grpc-go server or client call.
+func PeerFrom(ctx context.Context) Peer {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return Peer{}
+	}
+	var out Peer
+	if p.Addr != nil {
+		out.Address = p.Addr.String()
+	}
+	if v, ok := p.AuthInfo.(Verified); ok {
+		out.ID, out.Expires = v.SVID()
+	}
+	return out
+}
