@@ -1,0 +1,83 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// pattern matches SPIFFE IDs of one trust domain by the segments of their path:
+// literal, "*" for any one, and last of all "**" for one or more.
+type pattern struct {
+	trustDomain spiffeid.TrustDomain
+	segments    []string // without the last "**"
+	rest        bool     // it ends in "**"
+}
+
+const scheme = "spiffe://"
+
+// parsePattern reads a pattern such as "spiffe://example.org/ns/*/sa/**".
+func parsePattern(text string) (pattern, error) {
+	var p pattern
+	rest, ok := strings.CutPrefix(text, scheme)
+	if !ok {
+		return p, fmt.Errorf("%q is no SPIFFE ID; it must begin with spiffe://", text)
+	}
+	name, path, slash := strings.Cut(rest, "/")
+	if strings.Contains(name, "*") {
+		return p, fmt.Errorf("%q has a wildcard in the trust domain; name each trust domain in full", text)
+	}
+	td, err := spiffeid.TrustDomainFromString(name)
+	if err != nil {
+		return p, fmt.Errorf("%q: %w", text, err)
+	}
+	if !slash {
+		return p, fmt.Errorf("%q has no path; write %s/** for every identity of the trust domain", text, text)
+	}
+	p.trustDomain = td
+	p.segments = strings.Split(path, "/")
+	if n := len(p.segments) - 1; p.segments[n] == "**" {
+		p.segments, p.rest = p.segments[:n], true
+	}
+	for _, segment := range p.segments {
+		switch {
+		case segment == "*":
+		case segment == "**":
+			return p, fmt.Errorf(`%q: "**" can only be the last segment`, text)
+		case strings.Contains(segment, "*"):
+			return p, fmt.Errorf(`%q: "*" can only be a whole segment, not a part of %q`, text, segment)
+		default:
+			if err := validSegment(segment); err != nil {
+				return p, fmt.Errorf("%q: %w", text, err)
+			}
+		}
+	}
+	return p, nil
+}
+
+func validSegment(segment string) error {
+	if segment == "" {
+		return errors.New("a path segment is empty")
+	}
+	return spiffeid.ValidatePathSegment(segment)
+}
+
+func (p *pattern) match(id spiffeid.ID) bool {
+	if id.TrustDomain() != p.trustDomain {
+		return false
+	}
+	path := id.Path()
+	for _, want := range p.segments {
+		if path == "" {
+			return false
+		}
+		segment, _, _ := strings.Cut(path[1:], "/")
+		if want != "*" && want != segment {
+			return false
+		}
+		path = path[1+len(segment):]
+	}
+	return p.rest == (path != "")
+}
