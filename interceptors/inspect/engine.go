@@ -1,0 +1,620 @@
+package inspect
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/corazawaf/coraza/v3"
+	"github.com/corazawaf/coraza/v3/experimental"
+	"github.com/corazawaf/coraza/v3/experimental/plugins/plugintypes"
+	"github.com/corazawaf/coraza/v3/types"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+)
+
+//go:embed rules
+var rulesFS embed.FS
+
+//go:embed phrases.txt
+var phrasesText string
+
+// dictionary is compiled once; it is the same for every policy.
+var dictionary = sync.OnceValues(func() (*automaton, error) {
+	a, err := parsePhrases(phrasesText, phraseClasses)
+	if err != nil {
+		return nil, fmt.Errorf("phrases.txt: %w", err)
+	}
+	return a, nil
+})
+
+// argumentLimit is how many texts one message may have. Coraza passes over what
+// comes after its own limit without a word, so that one is set to this, and
+// reaching it is a refusal. The limit on fields of a message is far below.
+const argumentLimit = 1 << 20
+
+// engine is a compiled rule set. It is immutable and safe for concurrent use.
+type engine struct {
+	a       *automaton
+	waf     coraza.WAF
+	txs     experimental.WAFWithOptions
+	rules   map[int]*rule
+	limit   int
+	request plan
+	answer  plan
+}
+
+// plan says when a transaction is needed. If every rule begins with one of our
+// operators, not negated and on the text as it is, then a message in which none
+// of their detectors fires cannot match any.
+type plan struct {
+	mask    uint64 // detectors that some rule asks for
+	foreign bool   // some rule asks for more
+}
+
+func (p plan) needed(found uint64) bool { return p.foreign || found&p.mask != 0 }
+
+// rule is what is told of a rule.
+type rule struct {
+	id       int
+	class    string
+	severity float64
+	shadow   bool
+}
+
+// source is a piece of SecLang.
+type source struct {
+	name string
+	text []byte
+}
+
+func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
+	a, err := dictionary()
+	if err != nil {
+		return nil, err
+	}
+	var sources []source
+	if !cfg.GetNoStarterRules() {
+		text, err := rulesFS.ReadFile("rules/starter.conf")
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, source{embedded + "starter.conf", text})
+	}
+	for _, name := range cfg.GetRuleFiles() {
+		if !filepath.IsAbs(name) && !strings.HasPrefix(name, embedded) {
+			name = filepath.Join(dir, name)
+		}
+		if strings.HasPrefix(name, embedded) {
+			sources = append(sources, source{name: name})
+			continue
+		}
+		name, err := filepath.Abs(name)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, source{name: name})
+	}
+	for i := range sources {
+		if sources[i].text == nil {
+			if sources[i].text, err = readRules(sources[i].name); err != nil {
+				return nil, fmt.Errorf("rule file: %w", err)
+			}
+		}
+	}
+	if r := cfg.GetRules(); strings.TrimSpace(r) != "" {
+		sources = append(sources, source{"rules", []byte(r)})
+	}
+	e := &engine{a: a, limit: argumentLimit}
+	if err := e.compile(sources, cfg.GetShadow()); err != nil {
+		return nil, locate(sources, err)
+	}
+	return e, nil
+}
+
+// locate finds the directive that Coraza refuses: it names the file at best.
+func locate(sources []source, err error) error {
+	var at *ruleError
+	if errors.As(err, &at) {
+		return at
+	}
+	fails := func(s []source) error { return new(engine).compile(s, nil) }
+	for i := range sources {
+		if fails(sources[:i+1]) == nil {
+			continue
+		}
+		ends := directives(sources[i].text)
+		some := slices.Clone(sources[:i+1])
+		n, _ := slices.BinarySearchFunc(ends, 0, func(d directive, _ int) int {
+			some[i].text = sources[i].text[:d.end]
+			if fails(some) == nil {
+				return -1
+			}
+			return 1
+		})
+		if n < len(ends) {
+			return &ruleError{sources[i].name, ends[n].line, errors.New(reason(err))}
+		}
+		return fmt.Errorf("%s: %s", sources[i].name, reason(err))
+	}
+	return err
+}
+
+// reason is Coraza's error without its account of where it was.
+func reason(err error) string {
+	s := err.Error()
+	for _, p := range []string{"invalid WAF config from file: ", "failed to parse string: ", "failed to readfile: "} {
+		s = strings.TrimPrefix(s, p)
+	}
+	return s
+}
+
+// ruleError says where a rule is wrong.
+type ruleError struct {
+	file string
+	line int
+	err  error
+}
+
+func (e *ruleError) Error() string { return fmt.Sprintf("%s:%d: %s", e.file, e.line, e.err) }
+func (e *ruleError) Unwrap() error { return e.err }
+
+// directive is where a directive begins, as a line, and ends, as an offset.
+type directive struct {
+	line, end int
+	text      string
+}
+
+// directives cuts SecLang into directives: lines, joined by backslashes.
+func directives(text []byte) (list []directive) {
+	at, line, from := 0, 0, 0
+	var open strings.Builder
+	for _, l := range strings.SplitAfter(string(text), "\n") {
+		line++
+		at += len(l)
+		l = strings.TrimSpace(l)
+		if l == "" || l[0] == '#' {
+			continue
+		}
+		if open.Len() == 0 {
+			from = line
+		}
+		if rest, ok := strings.CutSuffix(l, "\\"); ok {
+			open.WriteString(rest)
+			continue
+		}
+		open.WriteString(l)
+		list = append(list, directive{from, at, open.String()})
+		open.Reset()
+	}
+	return list
+}
+
+// ours are directives that a rule file must leave alone: the first group would
+// have Coraza read, buffer or write what it must not, the second would switch
+// it off.
+var ours = map[string]string{}
+
+func init() {
+	for _, d := range strings.Fields(`secrequestbodyaccess secrequestbodylimit secrequestbodyinmemorylimit
+		secrequestbodynofileslimit secrequestbodylimitaction secresponsebodyaccess secresponsebodylimit
+		secresponsebodylimitaction secauditengine secauditlog secauditlogdir secauditlogtype secauditlogformat
+		secauditlogparts secauditlogrelevantstatus secauditlogdirmode secauditlogfilemode secauditlog2 secdebuglog
+		secdebugloglevel secuploaddir secuploadkeepfiles secuploadfilemode secuploadfilelimit sectmpdir secdatadir`) {
+		ours[d] = "leave it out: fields are read in memory, and nothing of a message is ever written"
+	}
+	ours["secargumentslimit"] = "leave it out: past Coraza's limit nothing would be inspected"
+	ours["secruleengine"] = "leave it out: to watch without refusing, list rules under shadow"
+}
+
+// lint refuses directives that are not a rule file's business, and reports
+// those that change other rules behind the plan's back.
+func lint(name string, text []byte) (foreign bool, err error) {
+	for _, d := range directives(text) {
+		word, rest, _ := strings.Cut(d.text, " ")
+		word = strings.ToLower(word)
+		if why := ours[word]; why != "" {
+			return false, &ruleError{name, d.line, fmt.Errorf("%s: %s", strings.SplitN(d.text, " ", 2)[0], why)}
+		}
+		if strings.HasPrefix(word, "secruleupdate") || word == "secdefaultaction" && transforms(rest) {
+			foreign = true
+		}
+	}
+	return foreign, nil
+}
+
+// transforms reports whether actions have a transformation.
+func transforms(actions string) bool {
+	for _, a := range strings.FieldsFunc(actions, func(r rune) bool { return r == ',' || r == '"' || r == ' ' || r == '\t' }) {
+		if a = strings.ToLower(a); strings.HasPrefix(a, "t:") && a != "t:none" {
+			return true
+		}
+	}
+	return false
+}
+
+// compile makes the WAF and the plans.
+func (e *engine) compile(sources []source, shadow []uint32) error {
+	files := &ruleFS{files: make(map[string][]byte)}
+	cfg := coraza.NewWAFConfig().WithRootFS(files).WithDirectives("SecRuleEngine On")
+	for _, s := range sources {
+		files.files[s.name] = s.text
+		cfg = cfg.WithDirectivesFromFile("/" + s.name) // the slash: not relative to another file
+	}
+	for _, id := range shadow {
+		cfg = cfg.WithDirectives(fmt.Sprintf("SecRuleUpdateActionById %d \"pass\"", id))
+	}
+	cfg = cfg.WithDirectives("SecAuditEngine Off\nSecRequestBodyAccess Off\nSecResponseBodyAccess Off\nSecArgumentsLimit " +
+		strconv.Itoa(max(e.limit, 1)))
+	e.rules = make(map[int]*rule)
+	var bad error
+	cfg = experimental.WAFConfigWithRuleObserver(cfg, func(m types.RuleMetadata) {
+		if err := e.observe(m); err != nil && bad == nil {
+			bad = err
+		}
+	})
+	waf, err := coraza.NewWAF(cfg)
+	if files.err != nil {
+		return files.err
+	}
+	if bad != nil {
+		return bad
+	}
+	for _, id := range shadow {
+		r := e.rules[int(id)]
+		if r == nil {
+			return fmt.Errorf("shadow: there is no rule %d", id)
+		}
+		r.shadow = true
+	}
+	if err != nil {
+		return err
+	}
+	if files.foreign {
+		e.request.foreign, e.answer.foreign = true, true
+	}
+	e.waf, e.txs = waf, waf.(experimental.WAFWithOptions)
+	return nil
+}
+
+// severities are the scores of SecLang's severities, EMERGENCY to DEBUG.
+var severities = []float64{1, .95, .9, .8, .6, .4, .2, .1}
+
+// observe learns a rule and what the plan has to know of it.
+func (e *engine) observe(m types.RuleMetadata) error {
+	if m.SecMark() != "" {
+		return nil
+	}
+	r := &rule{id: m.ID(), class: "rule", severity: .5}
+	for _, t := range m.Tags() {
+		if c, ok := strings.CutPrefix(t, "class/"); ok {
+			r.class = c
+		}
+	}
+	if s := m.Severity().Int(); s >= 0 && s < len(severities) {
+		r.severity = severities[s]
+	}
+	e.rules[r.id] = r
+	raw := m.Raw()
+	fail := func(what string) error {
+		return &ruleError{strings.TrimPrefix(m.File(), "/"), m.Line(), fmt.Errorf("rule %d: %s", m.ID(), what)}
+	}
+	p := &e.request
+	switch m.Phase() {
+	case types.PhaseRequestHeaders, types.PhaseRequestBody:
+	case types.PhaseResponseHeaders, types.PhaseResponseBody:
+		p = &e.answer
+	default:
+		return fail("its phase never runs; requests are phases 1 and 2, responses 3 and 4")
+	}
+	lower := strings.ToLower(raw)
+	if hasAction(lower, "redact") && !strings.Contains(lower, "@sluicepersonal") && !strings.Contains(lower, "@sluicesecret") {
+		return fail("redact needs @sluicePersonal or @sluiceSecret, which know what to replace")
+	}
+	mask, ok := ownOperator(raw)
+	if !ok || transforms(raw) {
+		p.foreign = true
+	}
+	p.mask |= mask
+	if rest := raw; strings.Contains(rest, "\n") { // the rest of a chain may ask for more
+		for _, l := range strings.Split(rest, "\n")[1:] {
+			mask, _ := ownOperator(l)
+			p.mask |= mask & kindMask
+		}
+	}
+	return nil
+}
+
+func hasAction(raw, action string) bool {
+	return slices.Contains(strings.FieldsFunc(raw, func(r rune) bool {
+		return r == ',' || r == '"' || r == ' ' || r == '\t' || r == '\n'
+	}), action)
+}
+
+// ownOperator reads the operator of a rule; ok if it is ours, and not negated.
+func ownOperator(raw string) (mask uint64, ok bool) {
+	rest := strings.TrimSpace(raw)
+	word, rest, _ := strings.Cut(rest, " ")
+	if !strings.EqualFold(word, "SecRule") {
+		return 0, false
+	}
+	_, rest, _ = strings.Cut(strings.TrimSpace(rest), " ") // the variables have no spaces, or the rule is foreign
+	rest, ok = strings.CutPrefix(strings.TrimSpace(rest), `"@`)
+	if !ok {
+		return 0, false
+	}
+	op, _, ok := strings.Cut(rest, `"`)
+	if !ok {
+		return 0, false
+	}
+	name, args, _ := strings.Cut(op, " ")
+	classes := operators[name]
+	if classes == nil {
+		return 0, false
+	}
+	mask, err := parseDetectors(args, classes)
+	return mask, err == nil
+}
+
+// embedded is where the rule files are that come with Sluice, for Include and
+// rule_files.
+const embedded = "@sluice/"
+
+func readRules(name string) ([]byte, error) {
+	if _, file, ok := strings.Cut(name, embedded); ok {
+		return rulesFS.ReadFile("rules/" + file)
+	}
+	return os.ReadFile(name)
+}
+
+// ruleFS is where Coraza reads rule files: those in hand, those that come with
+// Sluice, and the file system. Every one is linted.
+type ruleFS struct {
+	files   map[string][]byte
+	foreign bool
+	err     error
+}
+
+func (f *ruleFS) Open(name string) (fs.File, error) { return os.Open(name) }
+
+func (f *ruleFS) Glob(pattern string) ([]string, error) { return filepath.Glob(pattern) }
+
+func (f *ruleFS) ReadFile(name string) ([]byte, error) {
+	text, ok := f.files[strings.TrimPrefix(name, "/")]
+	if ok {
+		name = strings.TrimPrefix(name, "/")
+	} else if text, ok = f.files[name]; !ok {
+		if text, ok = f.files["/"+name]; !ok {
+			var err error
+			if text, err = readRules(name); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if !strings.HasSuffix(name, ".data") { // lists for @pmFromFile and the like
+		foreign, err := lint(name, text)
+		if err != nil {
+			f.err = err
+			return nil, err
+		}
+		f.foreign = f.foreign || foreign
+	}
+	return text, nil
+}
+
+// text is one argument of a transaction.
+type text struct {
+	place place
+	name  string
+	value []byte
+	found uint64 // detectors that fired
+	named uint64 // detectors that fire on the name, once it was read
+	seen  bool   // it was
+	at    int    // of the value in pass.base
+	field int    // index in the message, or -1
+
+}
+
+// place is the collection that an argument is in.
+type place uint8
+
+const (
+	inPrompt     place = iota // ARGS_POST
+	inParameter               // ARGS_GET
+	inIdentifier              // ARGS_PATH
+	inAnswer                  // RESPONSE_ARGS
+)
+
+// outcome is what a transaction decided.
+type outcome struct {
+	denied     *rule
+	at         int // the text that it was denied for, or -1
+	redactions []redaction
+	matched    []hit
+}
+
+// hit is a rule that matched, and the first text that it matched, or -1.
+type hit struct {
+	rule *rule
+	text int
+}
+
+var (
+	errEngine = errors.New("the rule engine failed")
+	errLimit  = errors.New("more texts than the rule engine takes")
+
+	transactionID atomic.Uint64
+)
+
+// judge runs the rules over texts in a transaction.
+func (e *engine) judge(texts []text, answer bool) (o outcome, err error) {
+	if len(texts) > e.limit {
+		return o, errLimit
+	}
+	defer func() {
+		if v := recover(); v != nil { // its value may quote the text
+			err = errEngine
+		}
+	}()
+	n := 0
+	for i := range texts {
+		n += len(texts[i].value) + len(texts[i].name)
+	}
+	// One copy of all that Coraza sees: it keeps views of it until its
+	// transaction is used again, the message's buffers live shorter.
+	buf := make([]byte, 0, n)
+	for i := range texts {
+		buf = append(buf, texts[i].name...)
+		texts[i].at = len(buf)
+		buf = append(buf, texts[i].value...)
+	}
+	p := &pass{engine: e, base: unsafe.String(unsafe.SliceData(buf), len(buf)), mask: e.request.mask, texts: texts}
+	if answer {
+		p.mask = e.answer.mask
+	}
+	id := strconv.FormatUint(transactionID.Add(1), 36)
+	passes.Store(id, p)
+	defer passes.Delete(id)
+	tx := e.txs.NewTransactionWithOptions(experimental.Options{ID: id})
+	defer func() {
+		if tx.Close() != nil && err == nil {
+			err = errEngine
+		}
+	}()
+	for i := range texts {
+		t := &texts[i]
+		value := p.base[t.at : t.at+len(t.value)]
+		name := p.base[t.at-len(t.name) : t.at]
+		switch t.place {
+		case inPrompt:
+			tx.AddPostRequestArgument(name, value)
+		case inParameter:
+			tx.AddGetRequestArgument(name, value)
+		case inIdentifier:
+			tx.AddPathRequestArgument(name, value)
+		case inAnswer:
+			tx.AddResponseArgument(name, value)
+		}
+	}
+	state, ok := tx.(plugintypes.TransactionState)
+	if !ok || state.Variables().ArgumentsLimitReached().Get() == "1" {
+		return o, errLimit
+	}
+	if answer {
+		if tx.ProcessResponseHeaders(200, "HTTP/2.0") == nil {
+			_, err = tx.ProcessResponseBody()
+		}
+	} else if tx.ProcessRequestHeaders() == nil {
+		_, err = tx.ProcessRequestBody()
+	}
+	if err != nil {
+		return o, errEngine
+	}
+	o.at = -1
+	matched := tx.MatchedRules()
+	for _, m := range matched {
+		r := e.rules[m.Rule().ID()]
+		if r == nil {
+			continue
+		}
+		h := hit{r, -1}
+		for _, d := range m.MatchedDatas() {
+			if i := p.index(d.Value()); i >= 0 && (h.text < 0 || i < h.text) {
+				h.text = i // in order of the message, whatever Coraza's is
+			}
+		}
+		o.matched = append(o.matched, h)
+	}
+	if in := tx.Interruption(); in != nil {
+		o.denied = e.rules[in.RuleID]
+		if o.denied == nil {
+			o.denied = &rule{id: in.RuleID, class: "rule", severity: .5}
+		}
+		for _, h := range o.matched {
+			if h.rule == o.denied {
+				o.at = h.text
+			}
+		}
+	}
+	for _, r := range p.redactions {
+		for _, h := range o.matched { // an action runs also where the rest of its chain does not match
+			if h.rule.id == r.rule && !h.rule.shadow {
+				o.redactions = append(o.redactions, r)
+				break
+			}
+		}
+	}
+	return o, nil
+}
+
+// scratch is a matcher for whole texts, and room for what is decoded or found.
+type scratch struct {
+	m     *matcher
+	buf   []byte
+	spans []span
+}
+
+// room is n bytes that are free again when buf is cut back to mark.
+func (s *scratch) room(n int) (b []byte, mark int) {
+	mark = len(s.buf)
+	s.buf = slices.Grow(s.buf, n)[:mark+n]
+	return s.buf[mark:], mark
+}
+
+// put gives it back, but for room that only one large text needed.
+func (s *scratch) put() {
+	if cap(s.buf) > 1<<16 {
+		s.buf = nil
+	}
+	if cap(s.spans) > 1<<10 {
+		s.spans = nil
+	}
+	scratches.Put(s)
+}
+
+var scratches = sync.Pool{New: func() any {
+	a, _ := dictionary()
+	return &scratch{m: newMatcher(a)}
+}}
+
+// whole matches one whole text.
+func (s *scratch) whole(a *automaton, text []byte) uint64 {
+	s.m.reset()
+	s.m.write(text)
+	s.m.end()
+	return s.m.found
+}
+
+// read matches one whole text with the detectors of the mask.
+func (e *engine) read(text []byte, mask uint64) (found uint64) {
+	s := scratches.Get().(*scratch)
+	defer s.put()
+	return e.readWith(s, text, mask)
+}
+
+func (e *engine) readWith(s *scratch, text []byte, mask uint64) (found uint64) {
+	if mask&^kindMask != 0 {
+		found = s.whole(e.a, text) | e.a.views(s, text, 0)
+	}
+	return found | e.spans(s, text, mask)
+}
+
+// spans tells which detectors of personal data and secrets fire.
+func (e *engine) spans(s *scratch, text []byte, mask uint64) (found uint64) {
+	if mask&kindMask == 0 {
+		return 0
+	}
+	s.spans = findSpans(s.spans[:0], text, mask)
+	for _, x := range s.spans {
+		found |= 1 << x.kind
+	}
+	return found
+}

@@ -1,0 +1,175 @@
+package inspect
+
+import (
+	"sync"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// Text is matched in a normalised form, so that one phrase stands for every
+// way to write it: compatibility forms (fullwidth, circled, mathematical
+// letters) become plain ones, letters lower case, combining marks and
+// invisible characters vanish, tag characters become the ASCII that they hide,
+// letters that look Latin become Latin, and a run of white space one space.
+//
+// All of it but the white space is decided rune by rune. So a text may be cut
+// anywhere, also inside a rune, without a change in the result.
+
+// foldTable maps runes. A missing page or a zero entry leaves the rune as it
+// is, foldDrop removes it, foldLong|offset<<8|length is an entry of text, and
+// any other value is the rune to put in its place.
+type foldTable struct {
+	pages [(unicode.MaxRune >> 8) + 1]*[256]uint32
+	text  string
+}
+
+const (
+	foldDrop = 1
+	foldLong = 1 << 31
+	// maxGrowth is how many bytes a byte may become. The few runes that stand
+	// for whole sentences (U+FDFA) become a space.
+	maxGrowth = 3
+)
+
+var folds = sync.OnceValue(newFoldTable)
+
+// lookalikes are letters of other scripts that pass for Latin ones, and Latin
+// letters without a decomposition. Upper-case letters are listed where they
+// look like another letter than their lower case does.
+var lookalikes = map[string]string{
+	"a": "аα᧐ɑᴀ", "b": "вВΒβʙƄ", "c": "сϲᴄⅽ", "d": "ԁđɗᴅ", "e": "еєεᴇ", "f": "ꜰƒ", "g": "ɡɢց",
+	"h": "һнНΗʜհ", "i": "іιıɪӏ", "j": "јϳᴊ", "k": "кκᴋ", "l": "łʟ", "m": "мΜᴍ", "n": "ηпɴո",
+	"o": "оοօøᴏσ", "p": "рρᴘ", "q": "ԛգ", "r": "гʀᴦ", "s": "ѕꜱ", "t": "тτᴛ", "u": "υսᴜ", "v": "νѵᴠ",
+	"w": "ԝωᴡѡ", "x": "хχ", "y": "уүγʏ", "z": "ᴢΖ", "ss": "ß", "ae": "æ", "oe": "œ",
+	"'": "‘’‛′ʼ`´", "\"": "“”„‟″«»", "-": "‐‑‒–—―−", "/": "⁄∕", "!": "¡", "?": "¿", "[": "【「", "]": "】」",
+	"0": "٠۰", "1": "١۱", "2": "٢۲", "3": "٣۳", "4": "٤۴", "5": "٥۵", "6": "٦۶", "7": "٧۷", "8": "٨۸", "9": "٩۹",
+}
+
+func newFoldTable() *foldTable {
+	alike := make(map[rune]string)
+	for latin, others := range lookalikes {
+		for _, r := range others {
+			alike[r] = latin
+		}
+	}
+	for i := rune(0); i < 26; i++ {
+		l := string('a' + i)
+		alike[0x1F150+i], alike[0x1F170+i], alike[0x1F1E6+i] = l, l, l // negative circled, squared; regional indicators
+	}
+	t := new(foldTable)
+	var text []byte
+	for _, span := range [][2]rune{{0, 0x323AF}, {0xE0000, 0xE0FFF}} {
+		for r := span[0]; r <= span[1]; r++ {
+			if r >= 0xD800 && r < 0xE000 {
+				continue
+			}
+			out := foldRune(alike, r)
+			for range 3 { // what a rune becomes may itself have something to become
+				next := make([]byte, 0, len(out))
+				for _, c := range string(out) {
+					next = append(next, foldRune(alike, c)...)
+				}
+				out = next
+			}
+			if len(out) > maxGrowth*utf8.RuneLen(r) {
+				out = []byte{' '}
+			}
+			var e uint32
+			switch c, n := utf8.DecodeRune(out); {
+			case len(out) == 0:
+				e = foldDrop
+			case n == len(out) && c == r:
+				continue
+			case n == len(out):
+				e = uint32(c)
+			default:
+				e = foldLong | uint32(len(text))<<8 | uint32(len(out))
+				text = append(text, out...)
+			}
+			p := t.pages[r>>8]
+			if p == nil {
+				p = new([256]uint32)
+				t.pages[r>>8] = p
+			}
+			p[r&0xFF] = e
+		}
+	}
+	t.text = string(text)
+	return t
+}
+
+// foldRune is one step of what a rune becomes.
+func foldRune(alike map[rune]string, r rune) []byte {
+	if s, ok := alike[r]; ok {
+		return []byte(s)
+	}
+	if r >= 0xE0020 && r < 0xE007F { // tag characters mirror ASCII
+		r -= 0xE0000
+	}
+	switch {
+	case r == '\t' || r == '\n' || r == '\v' || r == '\f' || r == '\r' || r == 0x85 || unicode.Is(unicode.Z, r):
+		return []byte{' '}
+	case unicode.In(r, unicode.Cc, unicode.Cf, unicode.Mn, unicode.Me) || unicode.Is(unicode.Variation_Selector, r):
+		return nil
+	case r < utf8.RuneSelf:
+		return []byte{byte(unicode.ToLower(r))}
+	}
+	lower := unicode.ToLower(r)
+	if d := norm.NFKD.PropertiesString(string(lower)).Decomposition(); d != nil {
+		return d
+	}
+	if s, ok := alike[lower]; ok {
+		return []byte(s)
+	}
+	if unicode.In(r, unicode.P, unicode.S) {
+		return []byte{' '}
+	}
+	return []byte(string(lower))
+}
+
+// appendNormal appends the normalised text to dst.
+func appendNormal(dst, text []byte) []byte {
+	t := folds()
+	space := true // leading space is left out
+	put := func(b byte) {
+		if b == ' ' && space {
+			return
+		}
+		space = b == ' '
+		dst = append(dst, b)
+	}
+	for i := 0; i < len(text); {
+		r, n := utf8.DecodeRune(text[i:])
+		i += n
+		if r == utf8.RuneError && n == 1 {
+			continue // not text: as if it were not there
+		}
+		var e uint32
+		if p := t.pages[r>>8]; p != nil {
+			e = p[r&0xFF]
+		}
+		switch {
+		case e == foldDrop:
+		case e == 0:
+			if n == 1 {
+				put(byte(r))
+				continue
+			}
+			space = false
+			dst = append(dst, text[i-n:i]...)
+		case e&foldLong != 0:
+			at := e &^ foldLong >> 8
+			for _, b := range []byte(t.text[at : at+e&0xFF]) {
+				put(b)
+			}
+		case e < utf8.RuneSelf:
+			put(byte(e))
+		default:
+			space = false
+			dst = utf8.AppendRune(dst, rune(e))
+		}
+	}
+	return dst
+}

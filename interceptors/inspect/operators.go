@@ -1,0 +1,204 @@
+package inspect
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"github.com/corazawaf/coraza/v3/experimental/plugins"
+	"github.com/corazawaf/coraza/v3/experimental/plugins/plugintypes"
+)
+
+// A detector is one bit: bit i for kinds[i], the classes of phrases above.
+const (
+	hiddenText uint64 = 1 << (16 + iota)
+	classInjection
+	classExtraction
+	classJailbreak
+	classExfiltration
+	classTool
+)
+
+// phraseClasses are the arguments of @sluicePhrases.
+var phraseClasses = map[string]uint64{
+	"hidden":       hiddenText,
+	"injection":    classInjection,
+	"extraction":   classExtraction,
+	"jailbreak":    classJailbreak,
+	"exfiltration": classExfiltration,
+	"tool":         classTool,
+}
+
+// kindClasses are the arguments of @sluicePersonal or @sluiceSecret.
+func kindClasses(secret bool) map[string]uint64 {
+	m := make(map[string]uint64)
+	for i, k := range kinds {
+		if k.secret == secret {
+			m[k.name] = 1 << i
+		}
+	}
+	return m
+}
+
+// kindMask covers the detectors that find spans.
+const kindMask uint64 = 1<<16 - 1
+
+// operators are ours, by their names.
+var operators = map[string]map[string]uint64{
+	"sluicePhrases":  phraseClasses,
+	"sluicePersonal": kindClasses(false),
+	"sluiceSecret":   kindClasses(true),
+}
+
+func init() {
+	for name, classes := range operators {
+		plugins.RegisterOperator(name, func(o plugintypes.OperatorOptions) (plugintypes.Operator, error) {
+			mask, err := parseDetectors(o.Arguments, classes)
+			return detect(mask), err
+		})
+	}
+	plugins.RegisterAction("redact", func() plugintypes.Action { return redact{} })
+}
+
+// parseDetectors reads a list of names, separated by commas or spaces.
+func parseDetectors(list string, classes map[string]uint64) (mask uint64, err error) {
+	names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+	for _, n := range names {
+		if classes[n] == 0 {
+			return 0, fmt.Errorf("no detector %q; there are %s", n, strings.Join(sorted(classes), ", "))
+		}
+		mask |= classes[n]
+	}
+	if mask == 0 {
+		return 0, fmt.Errorf("name a detector: %s", strings.Join(sorted(classes), ", "))
+	}
+	return mask, nil
+}
+
+func sorted(m map[string]uint64) []string {
+	names := make([]string, 0, len(m))
+	for n := range m {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}
+
+// passes are the transactions under way, by their ids: Coraza hands an operator
+// nothing of ours but the id.
+var passes sync.Map
+
+// pass is one transaction: its texts, what was found in them before it began,
+// and what its rules want done.
+type pass struct {
+	engine *engine
+	base   string // every name and value
+	mask   uint64 // detectors that some rule asks for
+	texts  []text
+	last   struct {
+		text *text // nil if what matched is no text as it came
+		mask uint64
+	}
+	redactions []redaction
+}
+
+// redaction says that a rule wants what detectors found in a text replaced.
+type redaction struct {
+	rule int
+	text *text
+	mask uint64
+}
+
+// index is that of the text that value is a part of, or of its name, or -1:
+// what a transformation made is no part of any. It compares addresses: Coraza
+// hands on what it was given.
+func (p *pass) index(value string) int {
+	if value == "" || p.base == "" {
+		return -1
+	}
+	at := uintptr(unsafe.Pointer(unsafe.StringData(value))) - uintptr(unsafe.Pointer(unsafe.StringData(p.base)))
+	if at >= uintptr(len(p.base)) {
+		return -1
+	}
+	i := sort.Search(len(p.texts), func(i int) bool { return p.texts[i].at+len(p.texts[i].value) > int(at) })
+	if i == len(p.texts) {
+		return -1
+	}
+	return i
+}
+
+// lookup is the text that value is, or is the name of, or nil.
+func (p *pass) lookup(value string) (t *text, name bool) {
+	i := p.index(value)
+	if i < 0 {
+		return nil, false
+	}
+	t = &p.texts[i]
+	switch start := unsafe.StringData(value); {
+	case start == unsafe.StringData(p.base[t.at:]) && len(value) == len(t.value):
+		return t, false
+	case start == unsafe.StringData(p.base[t.at-len(t.name):]) && len(value) == len(t.name):
+		return t, true
+	}
+	return nil, false
+}
+
+// detect is an operator: it matches where one of its detectors has fired. The
+// texts were read before the transaction began; only what a transformation made
+// is read here.
+type detect uint64
+
+func (d detect) Evaluate(tx plugintypes.TransactionState, value string) bool {
+	v, ok := passes.Load(tx.ID())
+	if !ok {
+		return false // not a transaction of ours
+	}
+	p := v.(*pass)
+	t, name := p.lookup(value)
+	var found uint64
+	switch {
+	case t == nil:
+		found = p.engine.read([]byte(value), uint64(d))
+	case name:
+		if !t.seen {
+			t.named, t.seen = p.engine.read([]byte(value), p.mask), true
+		}
+		found, t = t.named, nil
+	default:
+		found = t.found
+	}
+	if found&uint64(d) == 0 {
+		return false
+	}
+	p.last.text, p.last.mask = t, uint64(d)&kindMask
+	return true
+}
+
+// redact is an action: what the rule's operator found is replaced.
+type redact struct{}
+
+func (redact) Init(_ plugintypes.RuleMetadata, data string) error {
+	if data != "" {
+		return fmt.Errorf("redact takes no argument")
+	}
+	return nil
+}
+
+func (redact) Evaluate(rule plugintypes.RuleMetadata, tx plugintypes.TransactionState) {
+	v, ok := passes.Load(tx.ID())
+	if !ok {
+		return
+	}
+	p := v.(*pass)
+	id := rule.ID()
+	if id == 0 {
+		id = rule.ParentID()
+	}
+	if p.last.text != nil && p.last.mask != 0 {
+		p.redactions = append(p.redactions, redaction{id, p.last.text, p.last.mask})
+	}
+}
+
+func (redact) Type() plugintypes.ActionType { return plugintypes.ActionTypeNondisruptive }
