@@ -96,7 +96,7 @@ var rules = []rule{
 		never:    []string{envoy, coraza, workload, otelSDK, inference},
 	},
 	policy("identity", "github.com/spiffe/go-spiffe/v2/..."),
-	policy("inspect", coraza),
+	policy("inspect", coraza, "golang.org/x/text/..."),
 	policy("budget"),
 	policy("admit"),
 	policy("telemetry", "go.opentelemetry.io/..."),
@@ -105,6 +105,7 @@ var rules = []rule{
 		allow: []string{
 			"./interceptors/...", ownProto, grpcgo, pb, spiffeid,
 			"buf.build/go/protoyaml/...", "buf.build/go/protovalidate/...", "go.opentelemetry.io/...",
+			"github.com/grpc-ecosystem/go-grpc-middleware/...",
 		},
 		never: []string{envoy, otelSDK, inference},
 	},

@@ -1,0 +1,381 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"sync/atomic"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/admit"
+	"github.com/sluicegate/sluice/interceptors/budget"
+	"github.com/sluicegate/sluice/interceptors/dialect"
+	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/identity"
+	"github.com/sluicegate/sluice/interceptors/inspect"
+	"github.com/sluicegate/sluice/interceptors/telemetry"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+)
+
+// DefaultMaxMessageBytes is the largest message that is taken, after
+// decompression: four times grpc-go's own default, so that an 8 MB tensor of
+// images passes. Chosen.
+const DefaultMaxMessageBytes = 16 << 20
+
+// Options are what a configuration file cannot hold.
+type Options struct {
+	// Logger gets the log; nil means slog.Default.
+	Logger *slog.Logger
+	// Telemetry are the options of the telemetry policy: tracer, meter and so on.
+	Telemetry []telemetry.Option
+	// Source is our identity, if the program has one already; nil means that
+	// the configuration says where it comes from. Build does not close it.
+	Source *identity.Source
+}
+
+// Guard is a configuration at work: the chain, and the credentials that belong
+// to it.
+type Guard struct {
+	// Chain is what the doors run.
+	Chain *interceptors.Chain
+
+	config   *configv1.Config
+	source   *identity.Source
+	holders  *atomic.Int32 // guards that share source; nil if it is not ours to close
+	backends []*interceptors.Backend
+	identity *identity.Policy
+	inspect  *inspect.Policy
+	ledger   *budget.Ledger
+	pools    *admit.Policy
+}
+
+// Load reads a file and builds what it says.
+func Load(file string, o Options) (*Guard, error) {
+	cfg, err := Read(file)
+	if err != nil {
+		return nil, err
+	}
+	g, err := Build(cfg, nil, o)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return g, nil
+}
+
+// Build makes a chain of a configuration. Parts that the configuration before
+// has just the same are taken over from its guard, so that a reload loses no
+// account, no permit and no identity; a part that changed begins anew. before
+// may be nil. The guard before stays valid until it is closed.
+func Build(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error) {
+	g = &Guard{config: cfg}
+	if before == nil {
+		before = &Guard{config: new(configv1.Config)}
+	}
+	if g.backends, err = backends(cfg); err != nil {
+		return nil, err
+	}
+	if g.identity, err = identity.New(cfg.GetIdentity()); err != nil {
+		return nil, err
+	}
+	if cfg.GetInspect() != nil { // always anew: its rule files may have changed
+		if g.inspect, err = inspect.New(cfg.GetInspect(), ""); err != nil {
+			return nil, err
+		}
+	}
+	if sameList(cfg.GetBudgets(), before.config.GetBudgets()) && before.ledger != nil {
+		g.ledger = before.ledger
+	} else if len(cfg.GetBudgets()) > 0 {
+		if g.ledger, err = budget.New(cfg.GetBudgets()); err != nil {
+			return nil, err
+		}
+	}
+	if sameList(cfg.GetPools(), before.config.GetPools()) && before.pools != nil {
+		g.pools = before.pools
+	} else if len(cfg.GetPools()) > 0 {
+		if g.pools, err = admit.New(cfg.GetPools()); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case o.Source != nil:
+		g.source = o.Source
+	case before.source != nil && sameSource(cfg.GetIdentity(), before.config.GetIdentity()):
+		g.source, g.holders = before.source, before.holders
+	default:
+		logger := o.Logger
+		if logger == nil {
+			logger = slog.Default()
+		}
+		g.source, err = identity.Open(cfg.GetIdentity(), func(err error) {
+			if err != nil {
+				logger.Error("identity files could not be read again; the last good identity stays", "error", err)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		g.holders = new(atomic.Int32)
+	}
+	if g.holders != nil {
+		g.holders.Add(1)
+	}
+	g.Chain = interceptors.New(g.backends, g.policies(o)...)
+	return g, nil
+}
+
+// policies is the order of the chain: cheap refusals first, the GPU last, and
+// telemetry around them all.
+func (g *Guard) policies(o Options) []interceptors.Policy {
+	known := make(map[string]bool)
+	for _, b := range g.config.GetBackends() {
+		for _, m := range b.GetModels() {
+			known[m] = true
+		}
+	}
+	for _, p := range g.config.GetPools() {
+		for _, m := range p.GetModels() {
+			known[m.GetModel()] = true
+		}
+	}
+	for _, r := range g.config.GetIdentity().GetRules() {
+		for _, m := range r.GetModels() {
+			known[m] = true
+		}
+	}
+	watch := []telemetry.Option{telemetry.WithModels(func(model string) bool { return known[model] })}
+	if o.Logger != nil {
+		watch = append(watch, telemetry.WithLogger(o.Logger))
+	}
+	list := []interceptors.Policy{
+		telemetry.New(append(watch, o.Telemetry...)...),
+		g.identity,
+	}
+	if g.ledger != nil {
+		list = append(list, g.ledger.Rates())
+	}
+	if g.inspect != nil {
+		list = append(list, g.inspect)
+	}
+	if g.ledger != nil {
+		list = append(list, g.ledger.Tokens())
+	}
+	if g.pools != nil {
+		list = append(list, g.pools)
+	}
+	return list
+}
+
+// Close gives back what the guard opened. Calls on its chain must have ended.
+func (g *Guard) Close() {
+	if g.holders != nil && g.holders.Add(-1) == 0 {
+		_ = g.source.Close()
+	}
+}
+
+// Backends are the back ends, in the order of the configuration.
+func (g *Guard) Backends() []*interceptors.Backend { return g.backends }
+
+// Source is who we are.
+func (g *Guard) Source() *identity.Source { return g.source }
+
+// Inspect is the inspection policy; nil if nothing is inspected.
+func (g *Guard) Inspect() *inspect.Policy { return g.inspect }
+
+// Budgets is the ledger of the budgets; nil if there are none.
+func (g *Guard) Budgets() *budget.Ledger { return g.ledger }
+
+// Pools is the admission policy; nil if there are no pools.
+func (g *Guard) Pools() *admit.Policy { return g.pools }
+
+// MaxMessageBytes is the largest message that is taken.
+func (g *Guard) MaxMessageBytes() int {
+	if n := g.config.GetMessages().GetMaxBytes(); n > 0 {
+		return int(n)
+	}
+	return DefaultMaxMessageBytes
+}
+
+// ServerCredentials are what our listener proves and asks for.
+func (g *Guard) ServerCredentials() credentials.TransportCredentials {
+	if g.source.Insecure() {
+		return insecure.NewCredentials()
+	}
+	return identity.ServerCredentials(g.source, nil)
+}
+
+// BackendCredentials are what we prove to a model server and ask of it.
+func (g *Guard) BackendCredentials(b *configv1.Backend) (credentials.TransportCredentials, error) {
+	switch {
+	case b.GetPlaintext():
+		return insecure.NewCredentials(), nil
+	case g.source.Insecure():
+		return nil, errors.New("plaintext: without an identity the gateway can only speak plaintext to a model server; set plaintext: true")
+	case b.GetSpiffeId() == "":
+		return identity.ClientCredentials(g.source, spiffeid.MatchMemberOf(g.source.TrustDomain()), nil), nil
+	}
+	id, err := spiffeid.FromString(b.GetSpiffeId())
+	if err != nil {
+		return nil, fmt.Errorf("spiffe_id: %w", err)
+	}
+	return identity.ClientCredentials(g.source, spiffeid.MatchID(id), nil), nil
+}
+
+// ServerOptions guard a grpc-go server: credentials, the limit on messages, the
+// tap that decides identity and method before a body is read, the interceptors,
+// and a recovery that makes a handler's panic an INTERNAL status.
+func (g *Guard) ServerOptions() []grpc.ServerOption {
+	recovered := recovery.WithRecoveryHandler(func(v any) error { return interceptors.Recovered("handler", v) })
+	return []grpc.ServerOption{
+		grpc.Creds(g.ServerCredentials()),
+		grpc.MaxRecvMsgSize(g.MaxMessageBytes()),
+		grpc.InTapHandle(interceptors.Tap(g.Chain)),
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(recovered), interceptors.UnaryServer(g.Chain)),
+		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(recovered), interceptors.StreamServer(g.Chain)),
+	}
+}
+
+// DialOptions guard a grpc-go client: the server must prove the identity that
+// the first back end of the configuration names.
+func (g *Guard) DialOptions() ([]grpc.DialOption, error) {
+	creds, err := g.BackendCredentials(g.config.GetBackends()[0])
+	if err != nil {
+		return nil, fmt.Errorf("backends[0].%w", err)
+	}
+	return []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithChainUnaryInterceptor(interceptors.UnaryClient(g.Chain)),
+		grpc.WithChainStreamInterceptor(interceptors.StreamClient(g.Chain)),
+	}, nil
+}
+
+// backends makes the back ends of their configuration.
+func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
+	names := make(map[string]bool)
+	var out []*interceptors.Backend
+	for n, b := range cfg.GetBackends() {
+		if names[b.GetName()] {
+			return nil, fmt.Errorf("backends[%d].name: there is another back end named %s", n, b.GetName())
+		}
+		names[b.GetName()] = true
+		d, err := Dialect(b, cfg.GetMessages())
+		if err != nil {
+			return nil, fmt.Errorf("backends[%d].%w", n, err)
+		}
+		out = append(out, &interceptors.Backend{
+			Name:              b.GetName(),
+			Models:            set(b.GetModels()),
+			Dialect:           d,
+			AllowSharedMemory: b.GetAllowSharedMemory(),
+			Datatypes:         set(b.GetDatatypes()),
+		})
+	}
+	return out, nil
+}
+
+// Dialect makes the dialect of a back end. An error begins with the field's name.
+func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dialect, error) {
+	o := dialect.Options{
+		Tensors:   make(map[string]fields.Role),
+		Fields:    make(map[protoreflect.FullName]fields.Role),
+		Lenient:   limits.GetLenient(),
+		MaxFields: int(limits.GetMaxFields()),
+	}
+	for _, t := range b.GetTensors() {
+		o.Tensors[t.GetTensor()] = t.GetRole()
+	}
+	for _, f := range b.GetFields() {
+		o.Fields[protoreflect.FullName(f.GetField())] = f.GetRole()
+	}
+	switch b.GetDialect() {
+	case configv1.Dialect_DIALECT_TRITON:
+		return dialect.Triton(o)
+	case configv1.Dialect_DIALECT_MLSERVER:
+		return dialect.MLServer(o)
+	case configv1.Dialect_DIALECT_KSERVE:
+		return dialect.KServe(o)
+	case configv1.Dialect_DIALECT_FIELDS:
+		file := b.GetDescriptorSet()
+		if file == "" {
+			return nil, errors.New("descriptor_set: the dialect needs the API's descriptors: buf build -o, or protoc --include_imports --descriptor_set_out")
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor_set: %w", err)
+		}
+		set := new(descriptorpb.FileDescriptorSet)
+		if err := proto.Unmarshal(text, set); err != nil || len(set.GetFile()) == 0 {
+			return nil, fmt.Errorf("descriptor_set: %s holds no descriptor set", path.Base(file))
+		}
+		d, err := dialect.Fields(set, o)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor_set: %w", err)
+		}
+		return d, nil
+	}
+	return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE or DIALECT_FIELDS")
+}
+
+func set(list []string) map[string]bool {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make(map[string]bool, len(list))
+	for _, s := range list {
+		out[s] = true
+	}
+	return out
+}
+
+func sameList[M proto.Message](a, b []M) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for n := range a {
+		if !proto.Equal(a[n], b[n]) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameSource compares where an identity comes from, not what is done with it.
+func sameSource(a, b *configv1.Identity) bool {
+	strip := func(c *configv1.Identity) *configv1.Identity {
+		c = proto.CloneOf(c)
+		c.Rules, c.Tenant = nil, ""
+		return c
+	}
+	return proto.Equal(strip(a), strip(b))
+}
+
+// Check compiles every part of a configuration without opening anything: no
+// identity is read, nothing is dialled.
+func Check(cfg *configv1.Config) error {
+	if _, err := backends(cfg); err != nil {
+		return err
+	}
+	if _, err := identity.New(cfg.GetIdentity()); err != nil {
+		return err
+	}
+	if cfg.GetInspect() != nil {
+		if _, err := inspect.New(cfg.GetInspect(), ""); err != nil {
+			return err
+		}
+	}
+	if _, err := budget.New(cfg.GetBudgets()); err != nil {
+		return err
+	}
+	_, err := admit.New(cfg.GetPools())
+	return err
+}

@@ -1,0 +1,68 @@
+// Package config makes a chain of a configuration: the one place that knows
+// every policy, and their order.
+package config
+
+import (
+	"os"
+	"path/filepath"
+
+	"buf.build/go/protovalidate"
+	"buf.build/go/protoyaml"
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+)
+
+// Read reads a configuration file. An error names the file, the line and the
+// field. Relative paths in the file are taken from its folder.
+func Read(file string) (*configv1.Config, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := Parse(file, text)
+	if err != nil {
+		return nil, err
+	}
+	resolve(cfg, filepath.Dir(file))
+	return cfg, nil
+}
+
+// Parse is Read of a text; name stands for the file in errors.
+func Parse(name string, text []byte) (*configv1.Config, error) {
+	v, err := protovalidate.New()
+	if err != nil {
+		return nil, err
+	}
+	cfg := new(configv1.Config)
+	err = protoyaml.UnmarshalOptions{Path: name, Validator: validator{v}}.Unmarshal(text, cfg)
+	return cfg, err
+}
+
+// validator is protovalidate as protoyaml wants it, without options.
+type validator struct{ protovalidate.Validator }
+
+func (v validator) Validate(m proto.Message) error { return v.Validator.Validate(m) }
+
+// resolve makes the file names of a configuration absolute.
+func resolve(cfg *configv1.Config, dir string) {
+	at := func(p *string) {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+	if f := cfg.GetIdentity().GetFiles(); f != nil {
+		at(&f.Certificate)
+		at(&f.Key)
+		at(&f.Bundle)
+	}
+	if d := cfg.GetIdentity().GetDevelopment(); d != nil {
+		at(&d.Directory)
+	}
+	for n := range cfg.GetInspect().GetRuleFiles() {
+		at(&cfg.Inspect.RuleFiles[n])
+	}
+	for _, b := range cfg.GetBackends() {
+		at(&b.DescriptorSet)
+	}
+}
