@@ -9,6 +9,9 @@ SHELL       := bash
 
 TOOL := go tool -modfile=tools/go.mod
 
+# Coraza keeps off the disk: texts do not get there, and it starts on a read-only root without /tmp.
+TAGS := no_fs_access
+
 # The folder for what tests download: virtual environments and wheels.
 export SLUICE_CACHE ?= $(HOME)/.cache/sluice
 
@@ -31,7 +34,7 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build the gateway as bin/sluice (static, no C)
-	CGO_ENABLED=0 go build -trimpath -o bin/sluice ./gateway/cmd/sluice
+	CGO_ENABLED=0 go build -trimpath -tags=$(TAGS) -o bin/sluice ./gateway/cmd/sluice
 
 .PHONY: demo
 demo: build ## Run the demo; ARGS=--once ends it after the script
@@ -42,8 +45,12 @@ generate: ## Regenerate proto/gen and the embedded descriptors
 	$(TOOL) buf generate
 	$(TOOL) buf build --path proto/inference --as-file-descriptor-set --exclude-source-info \
 		-o interceptors/dialect/inference.binpb
+	$(TOOL) buf generate --template examples/yourproto/buf.gen.yaml
+	$(TOOL) buf build --path examples/yourproto/proto/acme --as-file-descriptor-set --exclude-source-info \
+		-o examples/yourproto/llm.binpb
 
-GENERATED = find proto/gen interceptors/dialect/inference.binpb -type f | sort | xargs sha256sum
+GENERATED = find proto/gen interceptors/dialect/inference.binpb examples/yourproto/gen examples/yourproto/llm.binpb \
+	-type f | sort | xargs sha256sum
 
 .PHONY: checkgenerate
 checkgenerate: ## Fail if generated files differ from what their sources give
@@ -113,7 +120,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (60s)
 kind-up: ## Make a kind cluster with the gateway and a model server
 	bash kind/up.sh
 
-# kind/test.sh ends with 77 where there is no root, no Docker or no node image.
+# kind/test.sh ends with 77 where there is no Docker, no kind or no node image.
 .PHONY: kind-test
 kind-test: ## Test the gateway in a kind cluster
 	@rc=0; bash kind/test.sh || rc=$$?; \
