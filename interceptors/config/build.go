@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"slices"
 	"sync/atomic"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
@@ -42,6 +43,9 @@ type Options struct {
 	// Source is our identity, if the program has one already; nil means that
 	// the configuration says where it comes from. Build does not close it.
 	Source *identity.Source
+	// Own are what the program itself serves beside its model server, such as
+	// health. The chain asks them last.
+	Own []*interceptors.Backend
 }
 
 // Guard is a configuration at work: the chain, and the credentials that belong
@@ -51,6 +55,7 @@ type Guard struct {
 	Chain *interceptors.Chain
 
 	config   *configv1.Config
+	log      *slog.Logger
 	source   *identity.Source
 	holders  *atomic.Int32 // guards that share source; nil if it is not ours to close
 	backends []*interceptors.Backend
@@ -78,7 +83,10 @@ func Load(file string, o Options) (*Guard, error) {
 // account, no permit and no identity; a part that changed begins anew. before
 // may be nil. The guard before stays valid until it is closed.
 func Build(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error) {
-	g = &Guard{config: cfg}
+	g = &Guard{config: cfg, log: o.Logger}
+	if g.log == nil {
+		g.log = slog.Default()
+	}
 	if before == nil {
 		before = &Guard{config: new(configv1.Config)}
 	}
@@ -113,13 +121,9 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error)
 	case before.source != nil && sameSource(cfg.GetIdentity(), before.config.GetIdentity()):
 		g.source, g.holders = before.source, before.holders
 	default:
-		logger := o.Logger
-		if logger == nil {
-			logger = slog.Default()
-		}
 		g.source, err = identity.Open(cfg.GetIdentity(), func(err error) {
 			if err != nil {
-				logger.Error("identity files could not be read again; the last good identity stays", "error", err)
+				g.log.Error("identity files could not be read again; the last good identity stays", "error", err)
 			}
 		})
 		if err != nil {
@@ -130,7 +134,7 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error)
 	if g.holders != nil {
 		g.holders.Add(1)
 	}
-	g.Chain = interceptors.New(g.backends, g.policies(o)...)
+	g.Chain = interceptors.New(slices.Concat(g.backends, o.Own), g.policies(o)...)
 	return g, nil
 }
 
@@ -211,7 +215,13 @@ func (g *Guard) ServerCredentials() credentials.TransportCredentials {
 	if g.source.Insecure() {
 		return insecure.NewCredentials()
 	}
-	return identity.ServerCredentials(g.source, nil)
+	return identity.ServerCredentials(g.source, g.refusedHandshake)
+}
+
+// refusedHandshake tells of a peer that never came as far as a call. The error
+// names what is wrong with its certificate.
+func (g *Guard) refusedHandshake(reason interceptors.Reason, err error) {
+	g.log.Warn("refused a TLS handshake", "reason", string(reason), "error", err)
 }
 
 // BackendCredentials are what we prove to a model server and ask of it.
@@ -222,13 +232,13 @@ func (g *Guard) BackendCredentials(b *configv1.Backend) (credentials.TransportCr
 	case g.source.Insecure():
 		return nil, errors.New("plaintext: without an identity the gateway can only speak plaintext to a model server; set plaintext: true")
 	case b.GetSpiffeId() == "":
-		return identity.ClientCredentials(g.source, spiffeid.MatchMemberOf(g.source.TrustDomain()), nil), nil
+		return identity.ClientCredentials(g.source, spiffeid.MatchMemberOf(g.source.TrustDomain()), g.refusedHandshake), nil
 	}
 	id, err := spiffeid.FromString(b.GetSpiffeId())
 	if err != nil {
 		return nil, fmt.Errorf("spiffe_id: %w", err)
 	}
-	return identity.ClientCredentials(g.source, spiffeid.MatchID(id), nil), nil
+	return identity.ClientCredentials(g.source, spiffeid.MatchID(id), g.refusedHandshake), nil
 }
 
 // ServerOptions guard a grpc-go server: credentials, the limit on messages, the

@@ -60,7 +60,8 @@ type Field struct {
 	Role Role
 	// Shadowed says that decoders drop this occurrence, because another one of
 	// the same singular field, oneof or map key follows, or because it is a raw
-	// entry that no tensor takes; or that it was deleted.
+	// entry that no tensor takes, or what follows in one after a length that
+	// lies; or that it was deleted.
 	Shadowed bool
 	// Tensor is the index in Message.Tensors of the tensor that the field
 	// belongs to, or -1.

@@ -174,6 +174,8 @@ func (m *Message) elements(r *rawEntry) error {
 		return m.fail(Malformed, m.Tensors[r.tensor].node, nil, "the number of elements is not that of the shape")
 	}
 	if c.pos < end {
+		// What is left after a length that lies is no element to any server.
+		x.Shadowed = x.Shadowed || !x.bare
 		x.pos, x.bare = m.rank(r, c.pos), true
 		x.value, _ = c.take(end - c.pos)
 		if _, err := m.add(x); err != nil {
