@@ -61,18 +61,19 @@ func TestRequestsPassInOrderAndResponsesAndEndsInReverse(t *testing.T) {
 // wrong order.
 func checkUnwound(t *testing.T, lines []string) {
 	t.Helper()
-	type part struct{ policy, inference string } // no inference: the call
+	const call = "the call"
+	type part struct{ policy, inference string }
 	var open []part
 	ended := make(map[part]bool)
 	for _, l := range lines {
 		f := strings.Split(l, " ")
 		switch f[1] {
 		case "begun":
-			open = append(open, part{f[0], ""})
+			open = append(open, part{f[0], call})
 		case "started":
 			open = append(open, part{f[0], f[2]})
 		case "end", "call-end":
-			p := part{policy: f[0]}
+			p := part{f[0], call}
 			if f[1] == "end" {
 				p.inference = f[2]
 			}
@@ -86,7 +87,7 @@ func checkUnwound(t *testing.T, lines []string) {
 				continue
 			}
 			for _, later := range open[n+1:] {
-				if later.inference == p.inference || p.inference == "" {
+				if later.inference == p.inference || p.inference == call {
 					t.Errorf("%v ended before %v", p, later)
 				}
 			}
@@ -95,6 +96,18 @@ func checkUnwound(t *testing.T, lines []string) {
 	}
 	if len(open) > 0 {
 		t.Errorf("left open: %v", open)
+	}
+}
+
+// checkBalanced finds, for several calls at once, what was opened and not ended.
+func checkBalanced(t *testing.T, j *journal) {
+	t.Helper()
+	count := make(map[string]int)
+	for _, l := range j.all() {
+		count[strings.Split(l, " ")[1]]++
+	}
+	if count["begun"] != count["call-end"] || count["started"] != count["end"] || count["begun"] == 0 {
+		t.Errorf("of %d calls %d ended, of %d inferences %d", count["begun"], count["call-end"], count["started"], count["end"])
 	}
 }
 

@@ -136,10 +136,11 @@ func (c *Call) outgoingContext() context.Context {
 // ended the call. Then it does not count what the handler made of that.
 func (c *Call) aborted(caller context.Context, err error) error {
 	cause := context.Cause(c.ctx)
+	if cause == nil {
+		return err
+	}
 	var d *Denial
 	switch {
-	case cause == nil:
-		return err
 	case errors.Is(cause, errServed):
 		return nil
 	case caller.Err() != nil && !errors.As(cause, &d): // the caller is gone

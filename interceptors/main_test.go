@@ -113,7 +113,9 @@ func (p *scriptedCall) End(o Outcome) {
 	}
 }
 
-func (p *scriptedCall) Refused(i *Inference, d *Denial) { p.add("%s witness %s %s", p.name, i.ID, d.Reason) }
+func (p *scriptedCall) Refused(i *Inference, d *Denial) {
+	p.add("%s witness %s %s", p.name, i.ID, d.Reason)
+}
 
 type scriptedInference struct {
 	*scripted

@@ -42,8 +42,8 @@ type Stream struct {
 	call *Call
 	door Door
 
-	toCaller   sync.Mutex // one writer to the caller
-	toServer   sync.Mutex // one writer to the model server
+	toCaller   turn // one writer to the caller
+	toServer   turn // one writer to the model server
 	halfClosed atomic.Bool
 
 	mu     sync.Mutex
@@ -54,12 +54,32 @@ type Stream struct {
 	wg     sync.WaitGroup
 }
 
+// turn is a lock that is held while a message is being written, for as long as
+// the other side does not read. So who waits for it stops when the call ends.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}: // free, as nearly always: this is cheaper than to ask for either
+		return nil
+	default:
+	}
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t turn) pass() { <-t }
+
 // sequence names inferences whose order a model server relies on.
 type sequence struct{ model, id string }
 
 // NewStream begins the streaming part of a call.
 func NewStream(call *Call, door Door) *Stream {
-	s := &Stream{call: call, door: door}
+	s := &Stream{call: call, door: door, toCaller: make(turn, 1), toServer: make(turn, 1)}
 	s.room.L = &s.mu
 	return s
 }
@@ -77,8 +97,10 @@ func (s *Stream) Requests() error {
 		return err
 	}
 	s.halfClosed.Store(true)
-	s.toServer.Lock()
-	defer s.toServer.Unlock()
+	if err := s.toServer.take(s.call.ctx); err != nil {
+		return err
+	}
+	defer s.toServer.pass()
 	return s.door.CloseForward()
 }
 
@@ -125,8 +147,11 @@ func recovered(err *error) {
 // forward hands a request on. If that fails the model server is gone, and its
 // side says why.
 func (s *Stream) forward(e *Envelope, i *Inference) {
-	s.toServer.Lock()
-	defer s.toServer.Unlock()
+	if s.toServer.take(s.call.ctx) != nil {
+		e.Release()
+		return
+	}
+	defer s.toServer.pass()
 	if !i.Hand() {
 		e.Release()
 		return
@@ -223,8 +248,16 @@ func (s *Stream) refuse(i *Inference, err error) error {
 	if fail != nil {
 		return err
 	}
-	s.toCaller.Lock()
-	defer s.toCaller.Unlock()
+	return s.deliver(e)
+}
+
+// deliver sends a response to the caller.
+func (s *Stream) deliver(e *Envelope) error {
+	if err := s.toCaller.take(s.call.ctx); err != nil {
+		e.Release()
+		return err
+	}
+	defer s.toCaller.pass()
 	return s.door.Deliver(e)
 }
 
@@ -252,9 +285,7 @@ func (s *Stream) Response(e *Envelope) (err error) {
 		e.Release()
 		return s.done()
 	}
-	s.toCaller.Lock()
-	defer s.toCaller.Unlock()
-	return s.door.Deliver(e)
+	return s.deliver(e)
 }
 
 // done is io.EOF if all that the model server still works on was refused and

@@ -52,18 +52,18 @@ type share struct {
 	weight int64
 }
 
-// New makes the policy of the configured pools. The error names the pool that
-// is at fault.
+// New makes the policy of the configured pools. An error begins with the field
+// that is at fault.
 func New(pools []*configv1.Pool) (*Policy, error) {
 	p := &Policy{models: make(map[string]share)}
 	names := make(map[string]bool, len(pools))
-	for _, c := range pools {
+	for n, c := range pools {
 		if names[c.GetName()] {
-			return nil, fmt.Errorf("pool %q: there are two of this name; rename one", c.GetName())
+			return nil, fmt.Errorf("pools[%d].name: there are two pools named %q; rename one", n, c.GetName())
 		}
 		names[c.GetName()] = true
 		if err := p.add(c); err != nil {
-			return nil, fmt.Errorf("pool %q: %w", c.GetName(), err)
+			return nil, fmt.Errorf("pools[%d].%w", n, err)
 		}
 	}
 	return p, nil
@@ -71,10 +71,10 @@ func New(pools []*configv1.Pool) (*Policy, error) {
 
 func (p *Policy) add(c *configv1.Pool) error {
 	if c.GetCapacity() == 0 {
-		return fmt.Errorf("the capacity is 0, so that nothing could run; set the permits there are")
+		return fmt.Errorf("capacity: it is 0, so that nothing could run; set the permits there are")
 	}
 	if len(c.GetModels()) == 0 {
-		return fmt.Errorf("it names no model and would limit nothing; name models, or \"*\" for all others")
+		return fmt.Errorf("models: the pool names none and would limit nothing; name models, or \"*\" for all others")
 	}
 	timeout := defaultQueueTimeout
 	if t := c.GetQueueTimeout(); t != nil {
@@ -82,7 +82,7 @@ func (p *Policy) add(c *configv1.Pool) error {
 			return fmt.Errorf("queue_timeout: %w", err)
 		}
 		if timeout = t.AsDuration(); timeout <= 0 {
-			return fmt.Errorf("queue_timeout is %v; it must be above 0, or absent for %v", timeout, defaultQueueTimeout)
+			return fmt.Errorf("queue_timeout: it is %v; it must be above 0, or absent for %v", timeout, defaultQueueTimeout)
 		}
 	}
 	l := &pool{
@@ -92,11 +92,11 @@ func (p *Policy) add(c *configv1.Pool) error {
 		timeout:  timeout,
 	}
 	l.queued = interceptors.Event{Policy: name, Name: "queued", Attributes: []string{"pool", l.name}}
-	for _, m := range c.GetModels() {
+	for n, m := range c.GetModels() {
 		s := share{pool: l, weight: max(1, int64(m.GetWeight()))}
 		if s.weight > l.capacity {
-			return fmt.Errorf("model %q weighs %d of %d permits and could never run; lower its weight or raise the capacity",
-				m.GetModel(), s.weight, l.capacity)
+			return fmt.Errorf("models[%d]: %q weighs %d of %d permits and could never run; lower its weight or raise the capacity",
+				n, m.GetModel(), s.weight, l.capacity)
 		}
 		other, taken := p.models[m.GetModel()]
 		if m.GetModel() == anyModel {
@@ -106,7 +106,7 @@ func (p *Policy) add(c *configv1.Pool) error {
 			p.models[m.GetModel()] = s
 		}
 		if taken {
-			return fmt.Errorf("model %q is in pool %q already; a model is in one pool, once", m.GetModel(), other.pool.name)
+			return fmt.Errorf("models[%d]: %q is in pool %q already; a model is in one pool, once", n, m.GetModel(), other.pool.name)
 		}
 	}
 	p.pools = append(p.pools, l)

@@ -79,20 +79,20 @@ type key struct {
 	trustDomain, tenant, principal, model string
 }
 
-// New makes the ledger of the configured budgets, with every account full. The
-// error names the budget that is at fault.
+// New makes the ledger of the configured budgets, with every account full. An
+// error begins with the field that is at fault.
 func New(budgets []*configv1.Budget) (*Ledger, error) {
 	l := &Ledger{began: time.Now(), seed: maphash.MakeSeed(), max: maxAccounts}
 	levels := make(map[*limit]int, len(budgets))
 	names := make(map[string]bool, len(budgets))
-	for _, b := range budgets {
+	for n, b := range budgets {
 		if names[b.GetName()] {
-			return nil, fmt.Errorf("budget %q: there are two of this name; rename one", b.GetName())
+			return nil, fmt.Errorf("budgets[%d].name: there are two budgets named %q; rename one", n, b.GetName())
 		}
 		names[b.GetName()] = true
 		m, err := newLimit(b)
 		if err != nil {
-			return nil, fmt.Errorf("budget %q: %w", b.GetName(), err)
+			return nil, fmt.Errorf("budgets[%d].%w", n, err)
 		}
 		levels[m] = len(b.GetPer())
 		l.limits = append(l.limits, m)
@@ -109,7 +109,7 @@ func New(budgets []*configv1.Budget) (*Ledger, error) {
 
 func newLimit(b *configv1.Budget) (*limit, error) {
 	if (b.GetTokens() > 0) == (b.GetRequests() > 0) {
-		return nil, errors.New("set tokens or requests, not both and not neither")
+		return nil, errors.New("tokens: set tokens or requests, not both and not neither")
 	}
 	m := &limit{name: b.GetName(), metric: tokens, output: defaultOutput}
 	amount := b.GetTokens()
@@ -117,7 +117,7 @@ func newLimit(b *configv1.Budget) (*limit, error) {
 		m.metric, amount = requests, b.GetRequests()
 	}
 	if amount > math.MaxInt64 || b.GetDefaultOutputTokens() > math.MaxInt64 {
-		return nil, fmt.Errorf("an amount is above %d", int64(math.MaxInt64))
+		return nil, fmt.Errorf("tokens: an amount is above %d", int64(math.MaxInt64))
 	}
 	m.amount = int64(amount)
 	if n := b.GetDefaultOutputTokens(); n > 0 {
@@ -129,15 +129,15 @@ func newLimit(b *configv1.Budget) (*limit, error) {
 		}
 		m.window = w.AsDuration()
 		if m.window < 0 || m.window > math.MaxInt64/2 { // so that the end of a window is a Duration too
-			return nil, fmt.Errorf("window is %v; it must be positive and under 146 years, or absent for one that never ends", m.window)
+			return nil, fmt.Errorf("window: it is %v; it must be positive and under 146 years, or absent for one that never ends", m.window)
 		}
 	}
-	for _, k := range b.GetPer() {
+	for n, k := range b.GetPer() {
 		switch {
 		case k <= configv1.BudgetKey_BUDGET_KEY_UNSPECIFIED || int(k) >= len(m.by):
-			return nil, fmt.Errorf("per: %v is no key", k)
+			return nil, fmt.Errorf("per[%d]: %v is no key", n, k)
 		case m.by[k]:
-			return nil, fmt.Errorf("per: %v is there twice", k)
+			return nil, fmt.Errorf("per[%d]: %v is there twice", n, k)
 		}
 		m.by[k] = true
 	}

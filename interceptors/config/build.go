@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
@@ -65,7 +66,8 @@ type Guard struct {
 	pools    *admit.Policy
 }
 
-// Load reads a file and builds what it says.
+// Load reads a file and builds what it says. An error names the file, the line
+// and the field.
 func Load(file string, o Options) (*Guard, error) {
 	cfg, err := Read(file)
 	if err != nil {
@@ -73,7 +75,7 @@ func Load(file string, o Options) (*Guard, error) {
 	}
 	g, err := Build(cfg, nil, o)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, Locate(file, err)
 	}
 	return g, nil
 }
@@ -81,39 +83,15 @@ func Load(file string, o Options) (*Guard, error) {
 // Build makes a chain of a configuration. Parts that the configuration before
 // has just the same are taken over from its guard, so that a reload loses no
 // account, no permit and no identity; a part that changed begins anew. before
-// may be nil. The guard before stays valid until it is closed.
-func Build(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error) {
-	g = &Guard{config: cfg, log: o.Logger}
-	if g.log == nil {
-		g.log = slog.Default()
-	}
+// may be nil. The guard before stays valid until it is closed. An error begins
+// with the field that is at fault.
+func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	if before == nil {
 		before = &Guard{config: new(configv1.Config)}
 	}
-	if g.backends, err = backends(cfg); err != nil {
+	g, err := compile(cfg, before, o)
+	if err != nil {
 		return nil, err
-	}
-	if g.identity, err = identity.New(cfg.GetIdentity()); err != nil {
-		return nil, err
-	}
-	if cfg.GetInspect() != nil { // always anew: its rule files may have changed
-		if g.inspect, err = inspect.New(cfg.GetInspect(), ""); err != nil {
-			return nil, err
-		}
-	}
-	if sameList(cfg.GetBudgets(), before.config.GetBudgets()) && before.ledger != nil {
-		g.ledger = before.ledger
-	} else if len(cfg.GetBudgets()) > 0 {
-		if g.ledger, err = budget.New(cfg.GetBudgets()); err != nil {
-			return nil, err
-		}
-	}
-	if sameList(cfg.GetPools(), before.config.GetPools()) && before.pools != nil {
-		g.pools = before.pools
-	} else if len(cfg.GetPools()) > 0 {
-		if g.pools, err = admit.New(cfg.GetPools()); err != nil {
-			return nil, err
-		}
 	}
 	switch {
 	case o.Source != nil:
@@ -136,6 +114,93 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error)
 	}
 	g.Chain = interceptors.New(slices.Concat(g.backends, o.Own), g.policies(o)...)
 	return g, nil
+}
+
+// Check compiles every part of a configuration without opening anything: no
+// identity is read, nothing is dialled. An error begins with the field that is
+// at fault.
+func Check(cfg *configv1.Config) error {
+	if _, err := compile(cfg, &Guard{config: new(configv1.Config)}, Options{}); err != nil {
+		return err
+	}
+	// What else a gateway asks, when it dials.
+	for n, b := range cfg.GetBackends() {
+		if cfg.GetListener() != nil && b.GetAddress() == "" {
+			return fmt.Errorf("backends[%d].address: the gateway needs the model server's address", n)
+		}
+		if b.GetAddress() != "" && cfg.GetIdentity().GetInsecure() != nil && !b.GetPlaintext() {
+			return fmt.Errorf("backends[%d].%w", n, errPlaintext)
+		}
+	}
+	return nil
+}
+
+var errPlaintext = errors.New("plaintext: without an identity we can only speak plaintext to a model server; set plaintext: true")
+
+// compile is Build without what has to be opened.
+func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err error) {
+	g = &Guard{config: cfg, log: o.Logger}
+	if g.log == nil {
+		g.log = slog.Default()
+	}
+	if g.backends, err = backends(cfg); err != nil {
+		return nil, err
+	}
+	if g.identity, err = identity.New(cfg.GetIdentity()); err != nil {
+		return nil, err
+	}
+	if err = g.denied(o.Own); err != nil {
+		return nil, err
+	}
+	if cfg.GetInspect() != nil { // always anew: its rule files may have changed
+		if g.inspect, err = inspect.New(cfg.GetInspect(), ""); err != nil {
+			return nil, err
+		}
+	}
+	if sameList(cfg.GetBudgets(), before.config.GetBudgets()) && before.ledger != nil {
+		g.ledger = before.ledger
+	} else if len(cfg.GetBudgets()) > 0 {
+		if g.ledger, err = budget.New(cfg.GetBudgets()); err != nil {
+			return nil, err
+		}
+	}
+	if sameList(cfg.GetPools(), before.config.GetPools()) && before.pools != nil {
+		g.pools = before.pools
+	} else if len(cfg.GetPools()) > 0 {
+		if g.pools, err = admit.New(cfg.GetPools()); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// served are the methods that a gateway serves itself: rules may name them
+// though no back end has them.
+var served = []string{
+	"/grpc.health.v1.Health/Check",
+	"/grpc.health.v1.Health/List",
+	"/grpc.health.v1.Health/Watch",
+	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+}
+
+// denied refuses a rule that denies a method which nobody has: if that is a
+// slip of the pen, what it was meant for would go on being allowed. (A rule that
+// allows such a method allows nothing.)
+func (g *Guard) denied(own []*interceptors.Backend) error {
+	for n, r := range g.config.GetIdentity().GetRules() {
+		if !r.GetDeny() {
+			continue
+		}
+		for k, m := range r.GetMethods() {
+			has := func(b *interceptors.Backend) bool { return b.Dialect.Methods[m] != nil }
+			if m[0] == '/' && !slices.Contains(served, m) && !slices.ContainsFunc(slices.Concat(g.backends, own), has) {
+				return fmt.Errorf("identity.rules[%d].methods[%d]: no back end has the method %q, so that denying it does nothing; "+
+					"write it as the API does, or leave it out", n, k, m)
+			}
+		}
+	}
+	return nil
 }
 
 // policies is the order of the chain: cheap refusals first, the GPU last, and
@@ -230,7 +295,7 @@ func (g *Guard) BackendCredentials(b *configv1.Backend) (credentials.TransportCr
 	case b.GetPlaintext():
 		return insecure.NewCredentials(), nil
 	case g.source.Insecure():
-		return nil, errors.New("plaintext: without an identity the gateway can only speak plaintext to a model server; set plaintext: true")
+		return nil, errPlaintext
 	case b.GetSpiffeId() == "":
 		return identity.ClientCredentials(g.source, spiffeid.MatchMemberOf(g.source.TrustDomain()), g.refusedHandshake), nil
 	}
@@ -275,12 +340,17 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 	var out []*interceptors.Backend
 	for n, b := range cfg.GetBackends() {
 		if names[b.GetName()] {
-			return nil, fmt.Errorf("backends[%d].name: there is another back end named %s", n, b.GetName())
+			return nil, fmt.Errorf("backends[%d].name: there are two back ends named %q; rename one", n, b.GetName())
 		}
 		names[b.GetName()] = true
 		d, err := Dialect(b, cfg.GetMessages())
 		if err != nil {
 			return nil, fmt.Errorf("backends[%d].%w", n, err)
+		}
+		if id := b.GetSpiffeId(); id != "" {
+			if _, err := spiffeid.FromString(id); err != nil {
+				return nil, fmt.Errorf("backends[%d].spiffe_id: %q is no SPIFFE ID: %w", n, id, err)
+			}
 		}
 		out = append(out, &interceptors.Backend{
 			Name:              b.GetName(),
@@ -293,6 +363,12 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 	return out, nil
 }
 
+// tensorRoles are the roles that a tensor can have.
+var tensorRoles = []fields.Role{
+	fields.Prompt, fields.Output, fields.Parameter, fields.Identifier,
+	fields.MaxTokens, fields.InputTokens, fields.OutputTokens,
+}
+
 // Dialect makes the dialect of a back end. An error begins with the field's name.
 func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dialect, error) {
 	o := dialect.Options{
@@ -301,39 +377,65 @@ func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dial
 		Lenient:   limits.GetLenient(),
 		MaxFields: int(limits.GetMaxFields()),
 	}
-	for _, t := range b.GetTensors() {
+	for n, t := range b.GetTensors() {
+		if _, twice := o.Tensors[t.GetTensor()]; twice {
+			return nil, fmt.Errorf("tensors[%d].tensor: %q has a role already", n, t.GetTensor())
+		}
+		if !slices.Contains(tensorRoles, t.GetRole()) {
+			return nil, fmt.Errorf("tensors[%d].role: %s is no role of a tensor; those are %v", n, t.GetRole(), tensorRoles)
+		}
 		o.Tensors[t.GetTensor()] = t.GetRole()
 	}
-	for _, f := range b.GetFields() {
-		o.Fields[protoreflect.FullName(f.GetField())] = f.GetRole()
+	for n, f := range b.GetFields() {
+		name := protoreflect.FullName(f.GetField())
+		if _, twice := o.Fields[name]; twice {
+			return nil, fmt.Errorf("fields[%d].field: %s has a role already", n, name)
+		}
+		o.Fields[name] = f.GetRole()
 	}
+	var d *dialect.Dialect
+	var err error
 	switch b.GetDialect() {
 	case configv1.Dialect_DIALECT_TRITON:
-		return dialect.Triton(o)
+		d, err = dialect.Triton(o)
 	case configv1.Dialect_DIALECT_MLSERVER:
-		return dialect.MLServer(o)
+		d, err = dialect.MLServer(o)
 	case configv1.Dialect_DIALECT_KSERVE:
-		return dialect.KServe(o)
+		d, err = dialect.KServe(o)
 	case configv1.Dialect_DIALECT_FIELDS:
-		file := b.GetDescriptorSet()
-		if file == "" {
-			return nil, errors.New("descriptor_set: the dialect needs the API's descriptors: buf build -o, or protoc --include_imports --descriptor_set_out")
+		var set *descriptorpb.FileDescriptorSet
+		if set, err = descriptors(b.GetDescriptorSet()); err == nil {
+			d, err = dialect.Fields(set, o)
 		}
-		text, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("descriptor_set: %w", err)
-		}
-		set := new(descriptorpb.FileDescriptorSet)
-		if err := proto.Unmarshal(text, set); err != nil || len(set.GetFile()) == 0 {
-			return nil, fmt.Errorf("descriptor_set: %s holds no descriptor set", path.Base(file))
-		}
-		d, err := dialect.Fields(set, o)
-		if err != nil {
-			return nil, fmt.Errorf("descriptor_set: %w", err)
-		}
+	default:
+		return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE or DIALECT_FIELDS")
+	}
+	if err == nil {
 		return d, nil
 	}
-	return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE or DIALECT_FIELDS")
+	// A role that does not fit was given here, or else by an option in the descriptors.
+	for n, f := range b.GetFields() {
+		if strings.Contains(err.Error(), f.GetField()+":") {
+			return nil, fmt.Errorf("fields[%d]: %w", n, err)
+		}
+	}
+	return nil, fmt.Errorf("descriptor_set: %w", err)
+}
+
+// descriptors reads a descriptor set.
+func descriptors(file string) (*descriptorpb.FileDescriptorSet, error) {
+	if file == "" {
+		return nil, errors.New("the dialect needs the API's descriptors: buf build -o, or protoc --include_imports --descriptor_set_out")
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	set := new(descriptorpb.FileDescriptorSet)
+	if err := proto.Unmarshal(text, set); err != nil || len(set.GetFile()) == 0 {
+		return nil, fmt.Errorf("%s holds no descriptor set", path.Base(file))
+	}
+	return set, nil
 }
 
 func set(list []string) map[string]bool {
@@ -367,25 +469,4 @@ func sameSource(a, b *configv1.Identity) bool {
 		return c
 	}
 	return proto.Equal(strip(a), strip(b))
-}
-
-// Check compiles every part of a configuration without opening anything: no
-// identity is read, nothing is dialled.
-func Check(cfg *configv1.Config) error {
-	if _, err := backends(cfg); err != nil {
-		return err
-	}
-	if _, err := identity.New(cfg.GetIdentity()); err != nil {
-		return err
-	}
-	if cfg.GetInspect() != nil {
-		if _, err := inspect.New(cfg.GetInspect(), ""); err != nil {
-			return err
-		}
-	}
-	if _, err := budget.New(cfg.GetBudgets()); err != nil {
-		return err
-	}
-	_, err := admit.New(cfg.GetPools())
-	return err
 }

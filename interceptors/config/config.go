@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 
@@ -14,7 +15,8 @@ import (
 )
 
 // Read reads a configuration file. An error names the file, the line and the
-// field. Relative paths in the file are taken from its folder.
+// field. Relative paths in the file are taken from its folder. What only Check
+// and Build can see, Locate finds the line of.
 func Read(file string) (*configv1.Config, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -30,19 +32,23 @@ func Read(file string) (*configv1.Config, error) {
 
 // Parse is Read of a text; name stands for the file in errors.
 func Parse(name string, text []byte) (*configv1.Config, error) {
-	v, err := protovalidate.New()
-	if err != nil {
+	if err := unambiguous(name, text); err != nil {
 		return nil, err
 	}
 	cfg := new(configv1.Config)
-	err = protoyaml.UnmarshalOptions{Path: name, Validator: validator{v}}.Unmarshal(text, cfg)
-	return cfg, err
+	if err := (protoyaml.UnmarshalOptions{Path: name, Validator: validator{}}).Unmarshal(text, cfg); err != nil {
+		return nil, err
+	}
+	if err := protovalidate.Validate(cfg); err != nil { // of nothing but comments, protoyaml asks nothing
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return cfg, nil
 }
 
 // validator is protovalidate as protoyaml wants it, without options.
-type validator struct{ protovalidate.Validator }
+type validator struct{}
 
-func (v validator) Validate(m proto.Message) error { return v.Validator.Validate(m) }
+func (validator) Validate(m proto.Message) error { return protovalidate.Validate(m) }
 
 // resolve makes the file names of a configuration absolute.
 func resolve(cfg *configv1.Config, dir string) {

@@ -293,7 +293,7 @@ func (m *Method) ReadResponse(msg *fields.Message) Response {
 			if f.Tensor >= 0 {
 				continue
 			}
-			switch msg.Key(f) {
+			switch string(msg.KeyBytes(f)) {
 			case finalResponse:
 				if v, ok := msg.Int(f); ok && m.triton {
 					flagged = true
@@ -308,6 +308,9 @@ func (m *Method) ReadResponse(msg *fields.Message) Response {
 	}
 	for n := range msg.Tensors {
 		t := &msg.Tensors[n]
+		if string(msg.Datatype(t)) == "BYTES" {
+			continue // numbers count
+		}
 		role, ok := m.dialect.tensors[string(msg.Name(t))]
 		if !ok || role != fields.InputTokens && role != fields.OutputTokens {
 			continue

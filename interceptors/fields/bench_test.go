@@ -93,6 +93,38 @@ func BenchmarkScan(b *testing.B) {
 	}
 }
 
+// chunk is a message of a stream as Triton sends it.
+func chunk() []byte {
+	text := lengthDelimited(nil, 1, []byte("model"))
+	text = lengthDelimited(text, 3, []byte("id-1"))
+	text = lengthDelimited(text, 4, append(lengthDelimited(nil, 1, []byte("triton_final_response")), 2<<3|2, 2, 1<<3, 0))
+	out := lengthDelimited(lengthDelimited(nil, 1, []byte("text_output")), 2, []byte("BYTES"))
+	text = lengthDelimited(text, 5, lengthDelimited(out, 3, []byte{1}))
+	text = lengthDelimited(text, 6, rawStrings(1, " and some words "))
+	return lengthDelimited(nil, 2, text)
+}
+
+func lengthDelimited(b []byte, num protowire.Number, v []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(b, num, protowire.BytesType), v)
+}
+
+// BenchmarkScanChunk is the price of each message of a token stream.
+func BenchmarkScanChunk(b *testing.B) {
+	p, err := Compile(inference("ModelStreamInferResponse"), Options{Text: Output})
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := pieces(chunk(), math.MaxInt)
+	var m Message
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := p.Scan(&m, s); err != nil {
+			b.Fatal(err)
+		}
+		m.Release()
+	}
+}
+
 // The same over Go messages (dynamic ones: generated types are faster).
 func BenchmarkWalk(b *testing.B) {
 	p, err := Compile(inference("ModelInferRequest"), Options{Strict: true, Text: Prompt})

@@ -55,13 +55,21 @@ func (c *cursor) take(n int) (span, bool) {
 	if n > 0 && len(c.b) == 0 {
 		c.more()
 	}
-	s := span{off: c.pos, n: n}
-	if n <= len(c.b) {
-		s.view = c.b[:n:n]
-		c.advance(n)
+	if s, ok := c.view(n); ok {
 		return s, true
 	}
+	s := span{off: c.pos, n: n}
 	return s, c.skip(n)
+}
+
+// view is take for what lies in the buffer that the cursor stands in.
+func (c *cursor) view(n int) (s span, ok bool) {
+	if n > len(c.b) {
+		return s, false
+	}
+	s = span{view: c.b[:n:n], off: c.pos, n: n}
+	c.advance(n)
+	return s, true
 }
 
 // varint reads a varint as protobuf-go does: of at most 10 bytes, the tenth at

@@ -288,6 +288,19 @@ func (m *Message) Key(f *Field) string {
 	return ""
 }
 
+// KeyBytes is [Message.Key] as a view: valid as long as the message's buffers,
+// and not to be changed. It is nil for map keys that are not text.
+func (m *Message) KeyBytes(f *Field) []byte {
+	if m.IsElement(f) {
+		return m.Name(&m.Tensors[f.Tensor])
+	}
+	n := m.entryOf(f)
+	if n < 0 || f.f.use == useKey || m.nodes[n].f.sub.low[1].kind != protoreflect.StringKind {
+		return nil
+	}
+	return m.bytes(&m.nodes[n].label)
+}
+
 // entryOf is the map entry whose value the field is, or is in, or whose key;
 // -1 if there is none.
 func (m *Message) entryOf(f *Field) int32 {

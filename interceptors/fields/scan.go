@@ -3,6 +3,7 @@ package fields
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -80,9 +81,11 @@ func (p *Program) Scan(m *Message, data mem.BufferSlice) error {
 	m.raw = data
 	s := scanner{m: m, strict: p.opts.Strict, depth: p.opts.MaxDepth}
 	s.c.bufs = data
-	if err := s.node(node{parent: -1, tensor: -1}, p.root.slots, nil); err != nil {
+	root, err := s.node(nil, -1, p.root.slots, -1)
+	if err != nil {
 		return err
 	}
+	root.tensor = -1
 	if err := s.message(p.root, 0, math.MaxInt); err != nil {
 		return err
 	}
@@ -110,6 +113,14 @@ const (
 
 // varint reads a tag or a length.
 func (s *scanner) varint() (uint64, error) {
+	if b := s.c.b; len(b) > 0 && b[0] < 0x80 {
+		s.c.advance(1)
+		return uint64(b[0]), nil
+	}
+	return s.longVarint()
+}
+
+func (s *scanner) longVarint() (uint64, error) {
 	v, n, ok := s.c.varint()
 	if !ok {
 		return 0, s.fail(Malformed, badVarint)
@@ -151,38 +162,73 @@ func (s *scanner) length(end int) (int, error) {
 // spend takes one from what MaxFields allows.
 func (m *Message) spend(at int32, f *field) error {
 	if m.left == 0 {
-		return m.fail(TooLarge, at, f, fmt.Sprintf("the message has more than %d fields and tensors", m.prog.opts.MaxFields))
+		return m.tooMany(at, f)
 	}
 	m.left--
 	return nil
 }
 
-// add remembers one field.
-func (m *Message) add(x Field) (ref int32, err error) {
-	if err := m.spend(x.node, x.f); err != nil {
-		return 0, err
-	}
-	m.Fields = append(m.Fields, x)
-	return int32(len(m.Fields)), nil
+func (m *Message) tooMany(at int32, f *field) error {
+	return m.fail(TooLarge, max(at, 0), f, fmt.Sprintf("the message has more than %d fields and tensors", m.prog.opts.MaxFields))
 }
 
-// node remembers one occurrence of a message and, unless it goes on with
-// another one (merge), makes room for its slots.
-func (s *scanner) node(n node, slots int, merge *node) error {
+// grown is s with one more element, and a pointer to that. It is zero:
+// [Message.Release] clears all that was used.
+func grown[T any](s []T) ([]T, *T) {
+	if n := len(s); n < cap(s) {
+		s = s[:n+1]
+		return s, &s[n]
+	}
+	var zero T
+	s = append(s, zero)
+	return s, &s[len(s)-1]
+}
+
+// add remembers one field of the node at. The caller fills in the rest; what
+// it gets moves with the next field.
+func (m *Message) add(f *field, at int32) (x *Field, err error) {
+	if err := m.spend(at, f); err != nil {
+		return nil, err
+	}
+	m.Fields, x = grown(m.Fields)
+	x.Role, x.Tensor, x.f, x.node = f.role, m.nodes[at].tensor, f, at
+	return x, nil
+}
+
+// node remembers one occurrence of a message and, unless it goes on with the
+// node same, makes room for its slots. The caller fills in the rest; what it
+// gets moves with the next node.
+func (s *scanner) node(f *field, at int32, slots int, same int32) (n *node, err error) {
 	m := s.m
-	if err := m.spend(max(n.parent, 0), n.f); err != nil {
-		return err
+	if err := m.spend(at, f); err != nil {
+		return nil, err
 	}
-	n.inst, n.slots = int32(len(m.nodes)), len(m.slots)
-	if merge != nil {
-		n.inst, n.slots = merge.inst, merge.slots
-	} else {
-		for range slots {
-			m.slots = append(m.slots, slot{})
-		}
+	m.nodes, n = grown(m.nodes)
+	n.f, n.parent = f, at
+	if same >= 0 {
+		n.inst, n.slots = m.nodes[same].inst, m.nodes[same].slots
+		return n, nil
 	}
-	m.nodes = append(m.nodes, n)
-	return nil
+	n.inst, n.slots = int32(len(m.nodes)-1), len(m.slots)
+	m.slots = slices.Grow(m.slots, slots)[:n.slots+slots]
+	clear(m.slots[n.slots:])
+	return n, nil
+}
+
+// part reads the length of a sub-message, and remembers it as a node.
+func (s *scanner) part(f *field, at int32, pos, end int, same int32) (i int32, stop int, err error) {
+	size := s.c.pos
+	length, err := s.length(end)
+	if err != nil {
+		return 0, 0, err
+	}
+	n, err := s.node(f, at, f.sub.slots, same)
+	if err != nil {
+		return 0, 0, err
+	}
+	n.tensor = s.m.nodes[at].tensor
+	n.pos, n.size, n.off, n.end = pos, size, s.c.pos, s.c.pos+length
+	return int32(len(s.m.nodes) - 1), n.end, nil
 }
 
 // message reads the fields of the node at up to end.
@@ -194,7 +240,7 @@ func (s *scanner) message(t *table, at int32, end int) error {
 	s.depth--
 	for s.c.pos < end {
 		s.at, s.f = at, nil
-		if !s.c.more() {
+		if len(s.c.b) == 0 && !s.c.more() {
 			if end == math.MaxInt {
 				break
 			}
@@ -324,10 +370,16 @@ func (s *scanner) claim(f *field, at int32) (i int, same int32, err error) {
 	}
 	m := s.m
 	i = m.nodes[at].slots + f.slot
-	old := m.slots[i]
-	if old.num == 0 {
+	if m.slots[i].num == 0 {
 		return i, -1, nil
 	}
+	return s.again(f, i)
+}
+
+// again is claim for a slot that is taken.
+func (s *scanner) again(f *field, i int) (_ int, same int32, err error) {
+	m := s.m
+	old := m.slots[i]
 	if s.strict {
 		if old.num != int32(f.num) {
 			return 0, 0, s.fail(Ambiguous, "more than one member of a oneof is set")
@@ -353,18 +405,9 @@ func (s *scanner) child(f *field, at int32, pos, end int) error {
 	if err != nil {
 		return err
 	}
-	size := s.c.pos
-	n, err := s.length(end)
+	mark := len(m.slots)
+	ni, stop, err := s.part(f, at, pos, end, same)
 	if err != nil {
-		return err
-	}
-	ni, mark := int32(len(m.nodes)), len(m.slots)
-	x := node{f: f, parent: at, tensor: m.nodes[at].tensor, pos: pos, size: size, off: s.c.pos, end: s.c.pos + n}
-	var merge *node
-	if same >= 0 {
-		merge = &m.nodes[same]
-	}
-	if err := s.node(x, f.sub.slots, merge); err != nil {
 		return err
 	}
 	if i >= 0 && same < 0 {
@@ -373,7 +416,7 @@ func (s *scanner) child(f *field, at int32, pos, end int) error {
 	if err := m.enter(f, ni); err != nil {
 		return err
 	}
-	if err := s.message(f.sub, ni, x.end); err != nil {
+	if err := s.message(f.sub, ni, stop); err != nil {
 		return err
 	}
 	if f.list {
@@ -402,27 +445,26 @@ func (m *Message) enter(f *field, n int32) error {
 // mapEntry reads an entry of a map.
 func (s *scanner) mapEntry(f *field, at int32, pos, end int) error {
 	m := s.m
-	size := s.c.pos
-	n, err := s.length(end)
+	mark := len(m.slots)
+	ni, stop, err := s.part(f, at, pos, end, -1)
 	if err != nil {
 		return err
 	}
-	ni, mark := int32(len(m.nodes)), len(m.slots)
-	x := node{f: f, parent: at, tensor: m.nodes[at].tensor, pos: pos, size: size, off: s.c.pos, end: s.c.pos + n}
-	if err := s.node(x, f.sub.slots, nil); err != nil {
-		return err
-	}
 	m.entries = append(m.entries, ni)
-	if err := s.message(f.sub, ni, x.end); err != nil {
+	if err := s.message(f.sub, ni, stop); err != nil {
 		return err
 	}
 	// A value that is left out is the default value.
 	if v := f.sub.low[2]; v.sub == nil && v.use != useNone && m.slots[mark+v.slot].num == 0 {
-		_, err = m.add(Field{Role: v.role, Tensor: x.tensor, f: v, node: ni, pos: x.end, value: span{off: x.end}})
+		x, err := m.add(v, ni)
+		if err != nil {
+			return err
+		}
+		x.pos, x.value.off = stop, stop
 	}
 	m.slots = m.slots[:mark]
 	m.named(ni)
-	return err
+	return nil
 }
 
 // named takes note of a map entry whose key is known.
@@ -446,16 +488,20 @@ func (s *scanner) single(f *field, at int32, pos int) error {
 	if err != nil {
 		return err
 	}
-	x := slot{num: int32(f.num)}
+	ref := int32(0)
 	switch f.use {
 	case useKey:
 		m.nodes[at].key = v
 	case useValue:
-		x.ref, err = m.add(Field{Role: f.role, Tensor: m.nodes[at].tensor, f: f, node: at, pos: pos,
-			num: v, value: span{off: s.c.pos}})
+		x, err := m.add(f, at)
+		if err != nil {
+			return err
+		}
+		x.pos, x.num, x.value.off = pos, v, s.c.pos
+		ref = int32(len(m.Fields))
 	}
-	m.slots[i] = x
-	return err
+	m.slots[i] = slot{int32(f.num), ref}
+	return nil
 }
 
 // numbers reads one or a packed run of repeated numbers.
@@ -527,34 +573,65 @@ func (s *scanner) text(f *field, at int32, pos, end int) error {
 	if err != nil {
 		return err
 	}
-	begin := s.c
-	v, ok := s.c.take(n)
-	if !ok {
-		return s.fail(Malformed, truncated)
-	}
-	if f.utf8 && !(v.view != nil && utf8.Valid(v.view) || v.view == nil && begin.validUTF8(n)) {
-		return s.fail(Malformed, "a string is not valid UTF-8")
-	}
 	if f.use == useRaw {
-		if err := m.spend(at, f); err != nil {
-			return err
-		}
-		begin.more() // so that begin stands where v does
-		m.addRaw(rawEntry{f: f, node: at, pos: pos, size: size, at: begin, value: v})
-		return nil
+		return s.raw(f, at, pos, size, n)
 	}
-	if f.use == useNone {
-		return nil
+	v, err := s.value(f, n)
+	if err != nil || f.use == useNone {
+		return err
 	}
 	ref := int32(0)
 	if f.role != None {
-		ref, err = m.add(Field{Role: f.role, Tensor: m.nodes[at].tensor, f: f, node: at, pos: pos, value: v})
+		x, err := m.add(f, at)
+		if err != nil {
+			return err
+		}
+		x.pos, x.value = pos, v
+		ref = int32(len(m.Fields))
 	}
 	if i >= 0 {
 		m.slots[i] = slot{int32(f.num), ref}
 	}
 	m.noted(f, at, v)
-	return err
+	return nil
+}
+
+// value reads the n bytes of a string or bytes field.
+func (s *scanner) value(f *field, n int) (span, error) {
+	v, ok := s.c.view(n)
+	valid := true
+	switch {
+	case ok:
+		valid = !f.utf8 || utf8.Valid(v.view)
+	default:
+		begin := s.c
+		if v, ok = s.c.take(n); !ok {
+			return v, s.fail(Malformed, truncated)
+		}
+		valid = !f.utf8 || begin.validUTF8(n)
+	}
+	if !valid {
+		return v, s.fail(Malformed, "a string is not valid UTF-8")
+	}
+	return v, nil
+}
+
+// raw reads one entry of raw tensor data.
+func (s *scanner) raw(f *field, at int32, pos, size, n int) error {
+	m := s.m
+	if n > 0 {
+		s.c.more() // so that begin stands where the value does
+	}
+	begin := s.c
+	v, ok := s.c.take(n)
+	if !ok {
+		return s.fail(Malformed, truncated)
+	}
+	if err := m.spend(at, f); err != nil {
+		return err
+	}
+	m.addRaw(rawEntry{f: f, node: at, pos: pos, size: size, at: begin, value: v})
+	return nil
 }
 
 // noted takes note of a text that says something of the node around it.

@@ -143,26 +143,24 @@ func (m *Message) elements(r *rawEntry) error {
 	}
 	m.nodes = append(m.nodes, node{f: r.f, parent: r.node, inst: n, tensor: r.tensor, label: span{view: []byte{}},
 		pos: r.pos, size: r.size, off: r.value.off, end: r.value.end()})
-	// An entry that belongs to no tensor is read by no server, so it counts as
-	// shadowed, but it is shown.
-	x := Field{Role: r.f.role, Shadowed: r.tensor < 0, Tensor: r.tensor, f: r.f, node: n}
-
 	c, end := r.at, r.at.pos+r.value.n
 	count := int64(0)
-	if r.tensor < 0 && !wellFormed(c, end) {
-		x.bare = true
-	} else if r.tensor >= 0 {
-		x.bare = datatype(m.Datatype(&m.Tensors[r.tensor])).size < 0
+	bare := false
+	if r.tensor < 0 {
+		bare = !wellFormed(c, end)
+	} else {
+		bare = datatype(m.Datatype(&m.Tensors[r.tensor])).size < 0
 	}
-	for !x.bare && c.pos < end {
+	for !bare && c.pos < end {
 		next := c
 		size, ok := next.fixed32()
 		if !ok || next.pos > end || size > uint64(end-next.pos) {
 			break
 		}
-		x.pos, c = m.rank(r, c.pos), next
-		x.value, _ = c.take(int(size))
-		if _, err := m.add(x); err != nil {
+		rank := m.rank(r, c.pos)
+		c = next
+		v, _ := c.take(int(size))
+		if _, err := m.element(r, n, rank, v); err != nil {
 			return err
 		}
 		count++
@@ -175,14 +173,27 @@ func (m *Message) elements(r *rawEntry) error {
 	}
 	if c.pos < end {
 		// What is left after a length that lies is no element to any server.
-		x.Shadowed = x.Shadowed || !x.bare
-		x.pos, x.bare = m.rank(r, c.pos), true
-		x.value, _ = c.take(end - c.pos)
-		if _, err := m.add(x); err != nil {
+		rank := m.rank(r, c.pos)
+		v, _ := c.take(end - c.pos)
+		x, err := m.element(r, n, rank, v)
+		if err != nil {
 			return err
 		}
+		x.bare, x.Shadowed = true, x.Shadowed || !bare
 	}
 	return nil
+}
+
+// element remembers an element of a raw entry, whose node is n. An entry that
+// belongs to no tensor is read by no server, so it counts as shadowed, but it
+// is shown.
+func (m *Message) element(r *rawEntry, n int32, rank int, v span) (*Field, error) {
+	x, err := m.add(r.f, n)
+	if err != nil {
+		return nil, err
+	}
+	x.Shadowed, x.pos, x.value = r.tensor < 0, rank, v
+	return x, nil
 }
 
 // wellFormed reports whether the bytes up to end are elements of a BYTES tensor.

@@ -187,35 +187,42 @@ func (w *walker) mapField(f *field, at int32, entries protoreflect.Map) error {
 func (w *walker) scalar(f *field, at int32, v protoreflect.Value, i int) error {
 	m := w.m
 	w.pos++
-	x := Field{Role: f.role, Tensor: m.nodes[at].tensor, f: f, node: at, pos: w.pos, value: span{off: i}}
 	if f.wire != protowire.BytesType {
-		x.num = numberOf(f.kind, v)
+		num := numberOf(f.kind, v)
 		switch f.use {
 		case useKey:
-			m.nodes[at].key = x.num
+			m.nodes[at].key = num
 		case useValue:
-			_, err := m.add(x)
-			return err
+			x, err := m.add(f, at)
+			if err != nil {
+				return err
+			}
+			x.pos, x.num, x.value.off = w.pos, num, i
 		}
 		return nil
 	}
+	var view []byte
 	if f.kind == protoreflect.StringKind {
 		s := v.String()
-		x.value.view = unsafe.Slice(unsafe.StringData(s), len(s))
+		view = unsafe.Slice(unsafe.StringData(s), len(s))
 	} else {
-		x.value.view = v.Bytes()
+		view = v.Bytes()
 	}
-	x.value.n = len(x.value.view)
+	value := span{view: view, off: i, n: len(view)}
 	if f.use == useRaw {
 		if err := m.spend(at, f); err != nil {
 			return err
 		}
-		m.addRaw(rawEntry{f: f, node: at, pos: w.pos, at: cursor{b: x.value.view}, value: x.value})
+		m.addRaw(rawEntry{f: f, node: at, pos: w.pos, at: cursor{b: view}, value: value})
 		return nil
 	}
-	m.noted(f, at, x.value)
-	_, err := m.add(x)
-	return err
+	m.noted(f, at, value)
+	x, err := m.add(f, at)
+	if err != nil {
+		return err
+	}
+	x.pos, x.value = w.pos, value
+	return nil
 }
 
 // numberOf is a number in the form of [normal].

@@ -76,6 +76,11 @@ func New(c *configv1.Identity) (*Policy, error) {
 	if p.tenants, err = parseTemplate(c.GetTenant()); err != nil {
 		return nil, fmt.Errorf("identity.tenant: %w", err)
 	}
+	if d := c.GetDevelopment(); d != nil {
+		if _, _, err := checkDevelopment(d); err != nil {
+			return nil, err
+		}
+	}
 	for n, r := range c.GetRules() {
 		compiled, err := p.compile(r)
 		if err != nil {

@@ -93,7 +93,9 @@ func (a *Authority) source(issue func() (*x509svid.SVID, error), renewed func(er
 	return s, nil
 }
 
-func openDevelopment(c *configv1.DevelopmentAuthority, renewed func(error)) (*Source, error) {
+// checkDevelopment fills in what is not set of a development authority, and refuses
+// what it could not do.
+func checkDevelopment(c *configv1.DevelopmentAuthority) (trustDomain spiffeid.TrustDomain, path string, err error) {
 	name, path := c.GetTrustDomain(), c.GetPath()
 	if name == "" {
 		name = "sluice.dev"
@@ -101,31 +103,38 @@ func openDevelopment(c *configv1.DevelopmentAuthority, renewed func(error)) (*So
 	if path == "" {
 		path = "/gateway"
 	}
-	trustDomain, err := spiffeid.TrustDomainFromString(name)
-	if err != nil {
-		return nil, fmt.Errorf("identity.development.trust_domain: %q is no trust domain: %w", name, err)
+	if trustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {
+		return trustDomain, path, fmt.Errorf("identity.development.trust_domain: %q is no trust domain: %w", name, err)
 	}
 	if err := spiffeid.ValidatePath(path); err != nil {
-		return nil, fmt.Errorf("identity.development.path: %q is no path of a SPIFFE ID: %w", path, err)
+		return trustDomain, path, fmt.Errorf("identity.development.path: %q is no path of a SPIFFE ID: %w", path, err)
 	}
 	if len(c.GetIssue()) > 0 && c.GetDirectory() == "" {
-		return nil, errors.New("identity.development.directory: name the folder to write the identities of identity.development.issue to")
+		return trustDomain, path, errors.New("identity.development.directory: name the folder to write the identities of identity.development.issue to")
 	}
 	taken := map[string]string{"bundle.pem": "the bundle"}
 	for n, path := range c.GetIssue() {
 		field := fmt.Sprintf("identity.development.issue[%d]", n)
 		if err := spiffeid.ValidatePath(path); err != nil {
-			return nil, fmt.Errorf("%s: %q is no path of a SPIFFE ID: %w", field, path, err)
+			return trustDomain, path, fmt.Errorf("%s: %q is no path of a SPIFFE ID: %w", field, path, err)
 		}
 		if path == "" {
-			return nil, fmt.Errorf("%s: an identity needs a path, such as /client", field)
+			return trustDomain, path, fmt.Errorf("%s: an identity needs a path, such as /client", field)
 		}
 		for _, file := range []string{fileName(path) + ".pem", fileName(path) + "-key.pem"} {
 			if other, ok := taken[file]; ok {
-				return nil, fmt.Errorf("%s: %s would be written to %s, and so would %s; choose another path", field, path, file, other)
+				return trustDomain, path, fmt.Errorf("%s: %s would be written to %s, and so would %s; choose another path", field, path, file, other)
 			}
 			taken[file] = path
 		}
+	}
+	return trustDomain, path, nil
+}
+
+func openDevelopment(c *configv1.DevelopmentAuthority, renewed func(error)) (*Source, error) {
+	trustDomain, path, err := checkDevelopment(c)
+	if err != nil {
+		return nil, err
 	}
 	a, err := NewAuthority(trustDomain)
 	if err != nil {

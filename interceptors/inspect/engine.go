@@ -72,8 +72,9 @@ type rule struct {
 
 // source is a piece of SecLang.
 type source struct {
-	name string
-	text []byte
+	field string // of the configuration
+	name  string
+	text  []byte
 }
 
 func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
@@ -87,31 +88,32 @@ func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
 		if err != nil {
 			return nil, err
 		}
-		sources = append(sources, source{embedded + "starter.conf", text})
+		sources = append(sources, source{"no_starter_rules", embedded + "starter.conf", text})
 	}
-	for _, name := range cfg.GetRuleFiles() {
+	for n, name := range cfg.GetRuleFiles() {
+		field := fmt.Sprintf("rule_files[%d]", n)
 		if !filepath.IsAbs(name) && !strings.HasPrefix(name, embedded) {
 			name = filepath.Join(dir, name)
 		}
 		if strings.HasPrefix(name, embedded) {
-			sources = append(sources, source{name: name})
+			sources = append(sources, source{field: field, name: name})
 			continue
 		}
 		name, err := filepath.Abs(name)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", field, err)
 		}
-		sources = append(sources, source{name: name})
+		sources = append(sources, source{field: field, name: name})
 	}
 	for i := range sources {
 		if sources[i].text == nil {
 			if sources[i].text, err = readRules(sources[i].name); err != nil {
-				return nil, fmt.Errorf("rule file: %w", err)
+				return nil, fmt.Errorf("%s: %w", sources[i].field, err)
 			}
 		}
 	}
 	if r := cfg.GetRules(); strings.TrimSpace(r) != "" {
-		sources = append(sources, source{"rules", []byte(r)})
+		sources = append(sources, source{inline, inline, []byte(r)})
 	}
 	e := &engine{a: a, limit: argumentLimit}
 	if err := e.compile(sources, cfg.GetShadow()); err != nil {
@@ -120,15 +122,21 @@ func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
 	return e, nil
 }
 
-// locate finds the directive that Coraza refuses: it names the file at best.
+// inline is the field of rules in the configuration itself, and what they are
+// called in errors.
+const inline = "rules"
+
+// locate says in which field, file and line the directive is that Coraza
+// refuses: it names the file at best.
 func locate(sources []source, err error) error {
 	var at *ruleError
 	if errors.As(err, &at) {
-		return at
+		return located(sources, at)
 	}
 	fails := func(s []source) error { return new(engine).compile(s, nil) }
 	for i := range sources {
-		if fails(sources[:i+1]) == nil {
+		err := fails(sources[:i+1])
+		if err == nil {
 			continue
 		}
 		ends := directives(sources[i].text)
@@ -141,12 +149,31 @@ func locate(sources []source, err error) error {
 			return 1
 		})
 		if n < len(ends) {
-			return &ruleError{sources[i].name, ends[n].line, errors.New(reason(err))}
+			return located(sources, &ruleError{sources[i].name, ends[n].line, errors.New(reason(err))})
 		}
-		return fmt.Errorf("%s: %s", sources[i].name, reason(err))
+		return fmt.Errorf("%s: %s: %s", sources[i].field, sources[i].name, reason(err))
 	}
-	return err
+	if errors.Is(err, errShadow) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", inline, err)
 }
+
+// located puts the field before an error in a rule. A file that others include
+// has none of its own.
+func located(sources []source, at *ruleError) error {
+	if at.file == inline {
+		return at
+	}
+	for _, s := range sources {
+		if s.name == at.file {
+			return fmt.Errorf("%s: %w", s.field, at)
+		}
+	}
+	return fmt.Errorf("%s: %w", inline, at)
+}
+
+var errShadow = errors.New("there is no such rule")
 
 // reason is Coraza's error without its account of where it was.
 func reason(err error) string {
@@ -268,10 +295,10 @@ func (e *engine) compile(sources []source, shadow []uint32) error {
 	if bad != nil {
 		return bad
 	}
-	for _, id := range shadow {
+	for n, id := range shadow {
 		r := e.rules[int(id)]
 		if r == nil {
-			return fmt.Errorf("shadow: there is no rule %d", id)
+			return fmt.Errorf("shadow[%d]: %w: %d", n, errShadow, id)
 		}
 		r.shadow = true
 	}

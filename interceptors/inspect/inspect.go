@@ -41,6 +41,7 @@
 package inspect
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -59,11 +60,12 @@ type Policy struct {
 var _ interceptors.Policy = (*Policy)(nil)
 
 // New compiles the rules of a configuration; nil is the starter rules alone.
-// Rule files are relative to dir. An error in a rule names its file and line.
+// Rule files are relative to dir. An error begins with the field that is at
+// fault; one in a rule names its file and line too.
 func New(cfg *configv1.Inspect, dir string) (*Policy, error) {
 	e, err := newEngine(cfg, dir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("inspect.%w", err)
 	}
 	return &Policy{engine: e, responses: cfg.GetResponses()}, nil
 }

@@ -496,7 +496,7 @@ func TestLimit(t *testing.T) {
 	// Coraza's own limit, below ours, is seen too.
 	e := *p.engine
 	e.limit = 5
-	if err := e.compile([]source{{"rules", []byte(`SecRule ARGS "@rx never" "id:1,phase:2,deny"`)}}, nil); err != nil {
+	if err := e.compile([]source{{inline, "rules", []byte(`SecRule ARGS "@rx never" "id:1,phase:2,deny"`)}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	e.limit = 100
@@ -566,9 +566,9 @@ func TestErrors(t *testing.T) {
 		cfg  *configv1.Inspect
 		want string
 	}{
-		{"unknown operator", &configv1.Inspect{RuleFiles: []string{"good.conf", write("a.conf", "# c\n\nSecRule ARGS \"@nope x\" \\\n \"id:1,phase:2\"\n")}}, "a.conf:3: "},
+		{"unknown operator", &configv1.Inspect{RuleFiles: []string{"good.conf", write("a.conf", "# c\n\nSecRule ARGS \"@nope x\" \\\n \"id:1,phase:2\"\n")}}, "inspect.rule_files[1]: " + filepath.Join(dir, "a.conf") + ":3: "},
 		{"unknown detector", &configv1.Inspect{Rules: `SecRule ARGS "@sluicePhrases poetry" "id:1,phase:2"`}, "rules:1: "},
-		{"unknown directive", &configv1.Inspect{Rules: good + "SecRool ARGS x"}, "rules:4: "},
+		{"unknown directive", &configv1.Inspect{Rules: good + "SecRool ARGS x"}, "inspect.rules:4: "},
 		{"same id twice", &configv1.Inspect{RuleFiles: []string{"good.conf"}, Rules: good}, "rules:2: "},
 		{"audit log", &configv1.Inspect{Rules: "\nSecAuditLog /tmp/audit.log"}, "rules:2: SecAuditLog: leave it out"},
 		{"in an included file", &configv1.Inspect{Rules: "Include " + filepath.Join(dir, write("b.conf", "SecDebugLog /tmp/d"))}, "b.conf:1: SecDebugLog: leave it out"},
@@ -576,8 +576,8 @@ func TestErrors(t *testing.T) {
 		{"detection only", &configv1.Inspect{Rules: "SecRuleEngine DetectionOnly"}, "shadow"},
 		{"phase that never runs", &configv1.Inspect{Rules: `SecRule ARGS "@rx x" "id:1,phase:5"`}, "rule 1: its phase never runs"},
 		{"redact with another operator", &configv1.Inspect{Rules: `SecRule ARGS "@rx x" "id:1,phase:2,pass,redact"`}, "redact needs"},
-		{"shadow of nothing", &configv1.Inspect{Shadow: []uint32{12}}, "no rule 12"},
-		{"no such file", &configv1.Inspect{RuleFiles: []string{"none.conf"}}, "none.conf"},
+		{"shadow of nothing", &configv1.Inspect{Shadow: []uint32{12}}, "inspect.shadow[0]: there is no such rule: 12"},
+		{"no such file", &configv1.Inspect{RuleFiles: []string{"good.conf", "none.conf"}}, "inspect.rule_files[1]: "},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -19,6 +19,7 @@ func TestCount(t *testing.T) {
 		{"nothing", "", 0},
 		{"a word", "hello", 1},
 		{"words", "one two\tthree\nfour", 4},
+		{"many words", strings.Repeat("a ", 100), 100},
 		{"white space around", "  one  ", 1},
 		{"a word of 16 bytes", strings.Repeat("a", 16), 1},
 		{"a word of 17 bytes", strings.Repeat("a", 17), 2},
