@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -149,7 +150,9 @@ func (c *Call) Request(e *Envelope) (*Inference, error) {
 	}
 	i := &Inference{Call: c, Backend: backend}
 	i.read(&r)
-	if bad == nil {
+	if denied := c.authorize(i); denied != nil {
+		bad = denied
+	} else if bad == nil {
 		bad = c.structure(i, m)
 	}
 	if bad != nil {
@@ -242,6 +245,25 @@ func (c *Call) extend(i *Inference, r *dialect.Request, m *fields.Message, bad e
 	return i, i.requestLocked(m)
 }
 
+// authorize asks the policies whether the caller may use the model.
+func (c *Call) authorize(i *Inference) (err error) {
+	name := ""
+	defer func() {
+		if v := recover(); v != nil {
+			err = Recovered(name, v)
+		}
+	}()
+	for _, part := range c.parts {
+		name = part.name
+		if a, ok := part.policy.(Authorizer); ok {
+			if err := a.Authorize(i); err != nil {
+				return asDenial(name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // witnessed tells those who want to know of an inference that was refused
 // before any policy saw it.
 func (c *Call) witnessed(i *Inference, err error) {
@@ -283,6 +305,9 @@ func (c *Call) structure(i *Inference, m *fields.Message) error {
 	return nil
 }
 
+// privateID begins the ids that we give to inferences.
+const privateID = "sluice-"
+
 // begun puts an inference on the books, under an id that no other of its
 // stream has, and has the model server show its end. It is false if the call
 // has ended: then nobody would end the inference.
@@ -305,7 +330,7 @@ func (c *Call) begun(i *Inference, r *dialect.Request, m *fields.Message) bool {
 	i.key = r.ID
 	for i.key == "" || c.open[i.key] != nil {
 		c.renames++
-		i.key = "sluice-" + strconv.Itoa(c.renames)
+		i.key = privateID + strconv.Itoa(c.renames)
 		i.renamed = true
 	}
 	c.open[i.key] = i
@@ -403,13 +428,8 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 	if c.Method.Multiplexed && r.Final && r.Empty && !i.wantFinal {
 		verdict = Drop
 	}
-	if verdict == Deliver && i.renamed && r.IDField >= 0 {
-		f := &m.Fields[r.IDField]
-		if i.ID == "" {
-			m.Delete(f)
-		} else {
-			m.Set(f, []byte(i.ID))
-		}
+	if verdict == Deliver && i.renamed {
+		i.restore(m, r.IDField)
 	}
 	if r.Final {
 		var err error
@@ -419,6 +439,53 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 		i.endLocked(err)
 	}
 	return i, verdict, nil
+}
+
+// restore gives a response the id that the caller chose, also where the model
+// server quotes it in the text of an error, as Triton does: "[request id: 7]",
+// or <id_unknown> where there is none.
+func (i *Inference) restore(m *fields.Message, id int) {
+	if id >= 0 {
+		if f := &m.Fields[id]; i.ID == "" {
+			m.Delete(f)
+		} else {
+			m.Set(f, []byte(i.ID))
+		}
+	}
+	for n := range m.Fields {
+		f := &m.Fields[n]
+		if f.Role != fields.ErrorText {
+			continue
+		}
+		if text := string(m.Bytes(f)); strings.Contains(text, i.key) {
+			m.Set(f, []byte(i.unquote(text)))
+		}
+	}
+}
+
+// unquote replaces the private id where a text quotes it.
+func (i *Inference) unquote(text string) string {
+	id := i.ID
+	if id == "" {
+		id = "<id_unknown>"
+	}
+	return strings.ReplaceAll(text, "[request id: "+i.key+"]", "[request id: "+id+"]")
+}
+
+// Unquote gives a text of the model server the ids that the caller chose, where
+// it quotes private ones of inferences that are still open.
+func (c *Call) Unquote(text string) string {
+	if !strings.Contains(text, privateID) {
+		return text
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, i := range c.open {
+		if i.renamed {
+			text = i.unquote(text)
+		}
+	}
+	return text
 }
 
 func unasked() error {

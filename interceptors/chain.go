@@ -62,6 +62,14 @@ type Gate interface {
 	Allow(*Call) error
 }
 
+// Authorizer is a CallPolicy that decides, before anything else is looked at,
+// whether the caller may use the model that an inference names. Who may not
+// learns nothing of the model: not where it is, nor that it exists.
+type Authorizer interface {
+	// Authorize refuses with a *Denial, or nil. Like Start it must not wait.
+	Authorize(*Inference) error
+}
+
 // Witness is a CallPolicy that wants to know of inferences that the chain itself
 // refused before any Start, for what their first message is.
 type Witness interface {

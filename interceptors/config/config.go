@@ -31,11 +31,17 @@ func Read(file string) (*configv1.Config, error) {
 }
 
 // Parse is Read of a text; name stands for the file in errors.
-func Parse(name string, text []byte) (*configv1.Config, error) {
+func Parse(name string, text []byte) (cfg *configv1.Config, err error) {
+	// protoyaml loses count where a line ends in something else than a newline.
+	defer func() {
+		if recover() != nil {
+			cfg, err = nil, fmt.Errorf("%s: it cannot be read as YAML; look for line breaks that are no newlines", name)
+		}
+	}()
 	if err := unambiguous(name, text); err != nil {
 		return nil, err
 	}
-	cfg := new(configv1.Config)
+	cfg = new(configv1.Config)
 	if err := (protoyaml.UnmarshalOptions{Path: name, Validator: validator{}}).Unmarshal(text, cfg); err != nil {
 		return nil, err
 	}

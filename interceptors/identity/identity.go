@@ -334,15 +334,20 @@ func (g *grant) allows(model string) bool {
 	return g.anyModel
 }
 
-// Start refuses an inference of a model that no rule lets the caller use, and,
-// on a stream that outlived it, of a caller whose certificate has expired.
-func (g *grant) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
+// Authorize refuses an inference of a model that no rule lets the caller use,
+// and, on a stream that outlived it, of a caller whose certificate has expired.
+func (g *grant) Authorize(i *interceptors.Inference) error {
 	if err := current(&i.Call.Peer); err != nil {
-		return nil, err
+		return err
 	}
 	if !g.allows(i.Model) {
-		return nil, interceptors.NoModel(policyName, i.Model)
+		return interceptors.NoModel(policyName, i.Model)
 	}
+	return nil
+}
+
+// Start has nothing to add to Authorize.
+func (g *grant) Start(*interceptors.Inference) (interceptors.InferencePolicy, error) {
 	return nil, nil
 }
 

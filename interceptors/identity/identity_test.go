@@ -82,11 +82,15 @@ func ask(t testing.TB, p *Policy, c *interceptors.Call, model string) intercepto
 		return begin
 	}
 	defer part.End(interceptors.Outcome{})
-	inference, err := part.Start(&interceptors.Inference{Call: c, Model: model})
-	if inference != nil {
+	i := &interceptors.Inference{Call: c, Model: model}
+	if part, err := part.Start(i); part != nil || err != nil {
 		t.Error("the policy has no interest in messages")
 	}
-	return reason(t, err)
+	return reason(t, authorize(part, i))
+}
+
+func authorize(part interceptors.CallPolicy, i *interceptors.Inference) error {
+	return part.(interceptors.Authorizer).Authorize(i)
 }
 
 func reason(t testing.TB, err error) interceptors.Reason {
@@ -348,7 +352,7 @@ func TestModelDenialsAreEqual(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = part.Start(&interceptors.Inference{Call: call, Model: "n"})
+	err = authorize(part, &interceptors.Inference{Call: call, Model: "n"})
 	notYours := err.(*interceptors.Denial).GRPCStatus().Proto().String()
 	noSuch := interceptors.NoModel("chain", "n").GRPCStatus().Proto().String()
 	if notYours != noSuch {
@@ -367,11 +371,11 @@ func TestExpiredDuringTheConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour - time.Nanosecond)
-		if _, err := part.Start(&interceptors.Inference{Call: call, Model: "m"}); err != nil {
+		if err := authorize(part, &interceptors.Inference{Call: call, Model: "m"}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Nanosecond)
-		_, err = part.Start(&interceptors.Inference{Call: call, Model: "m"})
+		err = authorize(part, &interceptors.Inference{Call: call, Model: "m"})
 		if got := reason(t, err); got != interceptors.IdentityExpired {
 			t.Errorf("an inference on an old stream: %q", got)
 		}
@@ -414,7 +418,7 @@ func pass(t testing.TB, p *Policy, call *interceptors.Call, inference *intercept
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := part.Start(inference); err != nil {
+	if err := authorize(part, inference); err != nil {
 		t.Fatal(err)
 	}
 	part.End(interceptors.Outcome{})
