@@ -1,0 +1,314 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/sluicegate/sluice/interceptors"
+)
+
+// handle serves every call that no registered service takes: the life of a
+// call through the gateway. It runs when the headers have come; nothing of the
+// body was read.
+func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
+	ctx := ss.Context()
+	w, err := wireOf(ctx)
+	if err != nil {
+		return err
+	}
+	method, _ := grpc.MethodFromServerStream(ss)
+	md, _ := metadata.FromIncomingContext(ctx)
+	rt := g.acquire()
+	defer rt.release()
+
+	call, err := rt.guard.Chain.Begin(ctx, interceptors.CallInfo{
+		FullMethod: method,
+		Peer:       interceptors.PeerFrom(ctx),
+		Metadata:   md,
+	})
+	if err != nil {
+		finish(w, err)
+		return err
+	}
+	c := &forwarding{g: g, rt: rt, call: call, ss: ss, opened: make(chan struct{})}
+	c.in = receiver{wire: w, limit: rt.guard.MaxMessageBytes(), pool: g.pool}
+	defer g.live.add(call.Abort)()
+	aborted := context.AfterFunc(call.Context(), func() { finish(w, context.Cause(call.Context())) })
+	defer func() {
+		if v := recover(); v != nil {
+			err = interceptors.Recovered("gateway", v)
+		}
+		err = c.outcome(err)
+		aborted()
+		call.End(err)
+		finish(w, err)
+		c.requests.Wait() // nothing of the call is at work when its handler returns
+	}()
+	if call.Method.ClientStreams || call.Method.ServerStreams {
+		return c.stream()
+	}
+	return c.unary()
+}
+
+// outcome is what a call ends with. If it was aborted, or the caller has gone,
+// that is why, and whatever error that led to is not.
+func (c *forwarding) outcome(err error) error {
+	var d *interceptors.Denial
+	cause := context.Cause(c.call.Context())
+	switch {
+	case err == nil || cause == nil:
+		return err
+	case errors.As(cause, &d):
+		return d
+	case errors.As(err, &d):
+		return err
+	}
+	return cause
+}
+
+// forwarding is one call on its way through the gateway, and the gateway's end
+// of a stream (interceptors.Door).
+type forwarding struct {
+	g    *Gateway
+	rt   *runtime
+	call *interceptors.Call
+	ss   grpc.ServerStream
+	in   receiver
+
+	requests sync.WaitGroup // the goroutine that reads the caller's stream
+	received bool
+	stall    stall
+
+	opened chan struct{} // closed once the stream to the model server is open, or failed to
+	up     *upstream
+	cs     grpc.ClientStream
+	err    error
+}
+
+// unary serves a method with one request and one response.
+func (c *forwarding) unary() error {
+	call, ss := c.call, c.ss
+	e, err := c.first()
+	if errors.Is(err, io.EOF) {
+		return noMessage()
+	}
+	if err != nil {
+		return err
+	}
+	i, err := call.Request(e)
+	if err == nil {
+		err = i.Wait(call.Context())
+	}
+	if err == nil && !i.Hand() {
+		err = context.Cause(call.Context())
+	}
+	if err != nil {
+		e.Release()
+		return err
+	}
+	up := c.rt.upstreams[i.Backend]
+	var header, trailer metadata.MD
+	req, resp := frame{e.Encode()}, frame{}
+	err = up.conn.Invoke(forwarded(call), call.FullMethod, &req, &resp,
+		grpc.ForceCodecV2(up.codec), grpc.Header(&header), grpc.Trailer(&trailer))
+	req.free()
+	if err != nil {
+		resp.free() // there is one if a second came
+		return up.failed(call, ss, err, header, trailer)
+	}
+	out := interceptors.RawEnvelope(resp.data)
+	if _, _, err := call.Response(out); err != nil {
+		out.Release()
+		return err
+	}
+	if h := passable(header); h != nil {
+		_ = ss.SetHeader(h)
+	}
+	passTrailer(ss, trailer)
+	resp.data = out.Encode()
+	err = ss.SendMsg(&resp)
+	resp.free()
+	return err
+}
+
+func noMessage() error {
+	return interceptors.Deny("gateway", interceptors.MessageMalformed, "the method takes one message, and none came")
+}
+
+// stream serves a method with several requests or responses.
+func (c *forwarding) stream() error {
+	call, ss := c.call, c.ss
+	c.stall.watch(call.Context(), c.g.stall, func() {
+		call.Abort(interceptors.Deny("gateway", interceptors.MessageTimeout,
+			"the caller read nothing for %v while there was more for it", c.g.stall))
+	})
+	defer c.stall.stop()
+	s := interceptors.NewStream(call, c)
+	requests := make(chan error, 1)
+	c.requests.Go(func() { requests <- s.Requests() })
+
+	// Nothing is opened at the model server before a request may go there.
+	select {
+	case <-c.opened:
+	case err := <-requests:
+		select {
+		case <-c.opened: // and closed at once
+		default:
+			return err
+		}
+	case <-call.Context().Done():
+		return context.Cause(call.Context())
+	}
+	if c.err != nil {
+		return c.up.failed(call, ss, c.err, nil, nil)
+	}
+	// Headers go on when they come; a client may wait for them. A server that
+	// only refuses sends none, and neither do we then.
+	if h, err := c.cs.Header(); err == nil && len(h) > 0 {
+		_ = ss.SendHeader(passable(h))
+	}
+	for responses := 0; ; responses++ {
+		var f frame
+		if err := c.cs.RecvMsg(&f); err != nil {
+			f.free()
+			trailer := c.cs.Trailer()
+			if !errors.Is(err, io.EOF) {
+				header, _ := c.cs.Header()
+				return c.up.failed(call, ss, err, header, trailer)
+			}
+			if cause := context.Cause(call.Context()); cause != nil {
+				return cause
+			}
+			if responses == 0 && !call.Method.ServerStreams {
+				return c.up.invalid("the model server said that all went well, and gave no answer")
+			}
+			passTrailer(ss, trailer)
+			return nil
+		}
+		if responses > 0 && !call.Method.ServerStreams {
+			f.free()
+			return c.up.invalid("the model server gave two answers where the method has one")
+		}
+		if err := s.Response(interceptors.RawEnvelope(f.data)); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// Receive implements interceptors.Door.
+func (c *forwarding) Receive() (*interceptors.Envelope, error) {
+	switch many := c.call.Method.ClientStreams; {
+	case c.received && many:
+		return c.in.message()
+	case c.received:
+		return nil, io.EOF
+	default:
+		c.received = true
+		e, err := c.first()
+		if errors.Is(err, io.EOF) && !many {
+			err = noMessage()
+		}
+		return e, err
+	}
+}
+
+// first reads the first message, and the end of the request if the method takes
+// only one. There is a time limit: an open, silent call costs memory and must
+// cost the caller something too.
+func (c *forwarding) first() (*interceptors.Envelope, error) {
+	stop := c.call.AbortAfter(c.g.firstMessage, interceptors.Deny("gateway", interceptors.MessageTimeout,
+		"the first message did not arrive within %v", c.g.firstMessage))
+	defer stop()
+	e, err := c.in.message()
+	if err != nil || c.call.Method.ClientStreams {
+		return e, err
+	}
+	if err := c.in.end(); err != nil {
+		e.Release()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Forward implements interceptors.Door.
+func (c *forwarding) Forward(e *interceptors.Envelope, i *interceptors.Inference) error {
+	if c.cs == nil && c.err == nil {
+		c.up = c.rt.upstreams[i.Backend]
+		desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+		c.cs, c.err = c.up.conn.NewStream(forwarded(c.call), desc, c.call.FullMethod, grpc.ForceCodecV2(c.up.codec))
+		close(c.opened)
+	}
+	if c.err != nil {
+		e.Release()
+		return c.err
+	}
+	f := frame{e.Encode()}
+	err := c.cs.SendMsg(&f)
+	f.free()
+	return err
+}
+
+// CloseForward implements interceptors.Door.
+func (c *forwarding) CloseForward() error {
+	if c.cs == nil {
+		return nil
+	}
+	return c.cs.CloseSend()
+}
+
+// Deliver implements interceptors.Door. It blocks while the caller does not
+// read, which holds the model server back, but not for ever: the caller may be
+// holding a GPU.
+func (c *forwarding) Deliver(e *interceptors.Envelope) error {
+	f := frame{e.Encode()}
+	c.stall.begin()
+	err := c.ss.SendMsg(&f)
+	c.stall.end()
+	f.free()
+	return err
+}
+
+// Encoded implements interceptors.Door.
+func (c *forwarding) Encoded(b []byte) (*interceptors.Envelope, error) {
+	return interceptors.RawEnvelope(bufferOf(b)), nil
+}
+
+// forwarded is the context of the call to the model server: what the caller
+// sent, without what only we may say, and what the policies add.
+func forwarded(call *interceptors.Call) context.Context {
+	md := interceptors.Sanitize(call.Metadata)
+	for k, v := range call.Outgoing {
+		md[k] = v
+	}
+	return metadata.NewOutgoingContext(call.Context(), md)
+}
+
+// passable is what of a model server's header or trailer goes on to the caller;
+// nil if nothing does. grpc-go writes its own.
+func passable(md metadata.MD) metadata.MD {
+	var out metadata.MD
+	for k, v := range md {
+		if k == "content-type" || strings.HasPrefix(k, "grpc-") && k != "grpc-retry-pushback-ms" {
+			continue
+		}
+		if out == nil {
+			out = make(metadata.MD, len(md))
+		}
+		out[k] = v
+	}
+	return out
+}
+
+func passTrailer(ss grpc.ServerStream, md metadata.MD) {
+	if t := passable(md); t != nil {
+		ss.SetTrailer(t)
+	}
+}

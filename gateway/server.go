@@ -1,0 +1,313 @@
+// Package gateway is the gRPC edge proxy: it forwards calls to model servers as
+// raw frames through the chain of package interceptors.
+//
+// proxy.go is the life of a call; server.go the listener, reload and drain.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/experimental"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/config"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+)
+
+// Gateway is a running gateway.
+type Gateway struct {
+	options      config.Options
+	listener     *configv1.Listener
+	codec        encoding.CodecV2
+	server       *grpc.Server
+	health       *health.Server
+	edge         *edge
+	firstMessage time.Duration
+	stall        time.Duration
+	pool         mem.BufferPool
+	live         live
+	log          *slog.Logger
+
+	mu       sync.Mutex // of reload
+	closed   bool
+	runtime  atomic.Pointer[runtime]
+	shutdown sync.Once
+}
+
+// streamWorkers are goroutines that serve one call after the other. A call
+// through the chain needs a deep stack, and a new goroutine grows one for every
+// call: workers spare a tenth of the processor time of short calls (test/bench).
+// A call that finds none free gets a goroutine of its own.
+const streamWorkers = 64
+
+// runtime is one configuration at work. A call sees one from start to end.
+type runtime struct {
+	guard     *config.Guard
+	upstreams map[*interceptors.Backend]*upstream
+	refs      atomic.Int64 // calls, and one for being the gateway's own
+}
+
+// acquire takes the runtime of the day for one call. The gateway holds one
+// itself until the last call has ended, so that there always is one to take.
+func (g *Gateway) acquire() *runtime {
+	for {
+		rt := g.runtime.Load()
+		if n := rt.refs.Load(); n > 0 && rt.refs.CompareAndSwap(n, n+1) {
+			return rt
+		}
+	}
+}
+
+// release gives it back; the last one closes it.
+func (rt *runtime) release() {
+	if rt.refs.Add(-1) > 0 {
+		return
+	}
+	for _, u := range rt.upstreams {
+		_ = u.conn.Close()
+	}
+	rt.guard.Close()
+}
+
+// stallTimeout is how long a caller may leave a message of a stream unread, of
+// which about 64 KiB are on their way already. Chosen: no one who reads waits so
+// long, and who does not read may be holding a GPU.
+const stallTimeout = time.Minute
+
+// New makes a gateway of a configuration. It listens when Serve is called. An
+// error names the field that is at fault. Shutdown gives back what it opened.
+func New(cfg *configv1.Config, o config.Options) (*Gateway, error) {
+	return newGateway(cfg, o, mem.DefaultBufferPool())
+}
+
+func newGateway(cfg *configv1.Config, o config.Options, pool mem.BufferPool) (*Gateway, error) {
+	if cfg.GetListener() == nil {
+		return nil, errors.New("listener: the gateway needs an address to listen on")
+	}
+	own, err := ownBackend(cfg.GetListener().GetReflection())
+	if err != nil {
+		return nil, err
+	}
+	o.Own = append(o.Own, own)
+	g := &Gateway{
+		options:      o,
+		listener:     cfg.GetListener(),
+		codec:        newCodec(),
+		health:       health.NewServer(),
+		firstMessage: or(cfg.GetListener().GetFirstMessageTimeout(), 10*time.Second),
+		stall:        stallTimeout,
+		pool:         pool,
+		log:          o.Logger,
+	}
+	if g.log == nil {
+		g.log = slog.Default()
+	}
+	g.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING) // until Serve
+	rt, err := g.build(cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	g.runtime.Store(rt)
+	g.edge = &edge{
+		TransportCredentials: rt.guard.ServerCredentials(),
+		acquire: func() (credentials.TransportCredentials, func()) {
+			rt := g.acquire()
+			return rt.guard.ServerCredentials(), rt.release
+		},
+		maxResets: int(orUint(g.listener.GetMaxResets(), defaultMaxResets)),
+		closed:    func(reason string) { g.log.Warn("closed a connection that floods", "with", reason) },
+	}
+	g.server = grpc.NewServer(g.serverOptions(rt.guard)...)
+	healthpb.RegisterHealthServer(g.server, g.health)
+	if cfg.GetListener().GetReflection() {
+		reflection.Register(g.server)
+	}
+	return g, nil
+}
+
+// build makes a runtime; what is unchanged is taken over from the one before,
+// so that accounts and permits survive.
+func (g *Gateway) build(cfg *configv1.Config, before *config.Guard) (*runtime, error) {
+	guard, err := config.Build(cfg, before, g.options)
+	if err != nil {
+		return nil, err
+	}
+	rt := &runtime{guard: guard, upstreams: make(map[*interceptors.Backend]*upstream)}
+	rt.refs.Store(1)
+	for n, b := range guard.Backends() {
+		u, err := g.dial(cfg.GetBackends()[n], b, guard)
+		if err != nil {
+			rt.release()
+			return nil, fmt.Errorf("backends[%d]: %w", n, err)
+		}
+		rt.upstreams[b] = u
+	}
+	return rt, nil
+}
+
+func (g *Gateway) dial(cfg *configv1.Backend, b *interceptors.Backend, guard *config.Guard) (*upstream, error) {
+	if cfg.GetAddress() == "" {
+		return nil, errors.New("address: the gateway needs the model server's address")
+	}
+	creds, err := guard.BackendCredentials(cfg)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient(cfg.GetAddress(),
+		grpc.WithTransportCredentials(creds),
+		grpc.WithUserAgent("sluice"),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(guard.MaxMessageBytes()),
+			grpc.MaxCallSendMsgSize(guard.MaxMessageBytes()+added),
+		),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithMaxHeaderListSize(maxUpstreamHeader),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: connectTimeout,
+		}),
+		experimental.WithBufferPool(g.pool),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("address: %w", err)
+	}
+	return &upstream{name: b.Name, conn: conn, codec: g.codec, maskErrors: cfg.GetMaskErrors()}, nil
+}
+
+const (
+	// streamWindow is how many bytes of one call grpc-go takes from a peer before
+	// we read them: what is buffered for a caller that does not read. A message
+	// that is larger widens it while it is being read. Chosen: 100 MB/s at 10 ms.
+	// Static, because grpc-go's own estimate grows to 16 MiB and sends a PING with
+	// nearly every message of a token stream.
+	streamWindow = 1 << 20
+	// connWindow is the same for all calls of a connection; grpc-go opens it again
+	// as bytes arrive, read or not, so that it bounds nothing.
+	connWindow = 16 << 20
+	// added is what the chain may add to a message of the full size: an id, the
+	// question for a visible end, and what redaction puts in. Chosen.
+	added = 1 << 20
+	// maxUpstreamHeader bounds what a model server says in headers and trailers,
+	// in bytes; grpc-go's default is 16 MiB. Chosen: four times ours.
+	maxUpstreamHeader = 64 << 10
+	// A model server that was down is tried again at least this often, and a
+	// connection to it may take so long. grpc-go's 120 s and 20 s would leave a
+	// server that came back unused. Chosen.
+	maxBackoff     = time.Second
+	connectTimeout = 5 * time.Second
+)
+
+func (g *Gateway) serverOptions(guard *config.Guard) []grpc.ServerOption {
+	l := g.listener
+	return []grpc.ServerOption{
+		grpc.Creds(g.edge),
+		grpc.ForceServerCodecV2(g.codec),
+		grpc.UnknownServiceHandler(g.handle),
+		grpc.MaxRecvMsgSize(guard.MaxMessageBytes()),
+		grpc.MaxSendMsgSize(math.MaxInt32), // what a model server sends was measured when it came
+		experimental.BufferPool(g.pool),
+		grpc.MaxConcurrentStreams(orUint(l.GetMaxConcurrentStreams(), 100)),
+		grpc.MaxHeaderListSize(orUint(l.GetMaxHeaderListBytes(), 16<<10)),
+		grpc.ConnectionTimeout(or(l.GetHandshakeTimeout(), 10*time.Second)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle:     or(l.GetMaxConnectionIdle(), 5*time.Minute),
+			MaxConnectionAge:      or(l.GetMaxConnectionAge(), 30*time.Minute),
+			MaxConnectionAgeGrace: or(l.GetDrainTimeout(), 30*time.Second),
+			Time:                  time.Minute,
+			Timeout:               20 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 30 * time.Second}),
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
+		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(streamWorkers),
+		// What the gateway itself serves (health, reflection) passes the chain too.
+		grpc.UnaryInterceptor(g.ownUnary),
+		grpc.StreamInterceptor(g.ownStream),
+	}
+}
+
+// Serve serves until Shutdown, and closes the listener. It blocks. The error is
+// nil after a Shutdown, also one that came first.
+func (g *Gateway) Serve(l net.Listener) error {
+	g.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	err := g.server.Serve(netutil.LimitListener(l, int(orUint(g.listener.GetMaxConnections(), 10_000))))
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// Ready reports whether the gateway takes calls.
+func (g *Gateway) Ready() bool {
+	r, err := g.health.Check(context.Background(), &healthpb.HealthCheckRequest{})
+	return err == nil && r.GetStatus() == healthpb.HealthCheckResponse_SERVING
+}
+
+// Guard is the configuration in force: for looking at its accounts and pools,
+// not for closing it.
+func (g *Gateway) Guard() *config.Guard { return g.runtime.Load().guard }
+
+// Reload puts another configuration in force for calls that begin from now on;
+// calls in flight go on under the one that they began with. On an error the one
+// in force stays. The listener's own settings need a restart; who we are and
+// whom we trust do not. Safe for concurrent use.
+func (g *Gateway) Reload(cfg *configv1.Config) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return errors.New("the gateway is shut down")
+	}
+	old := g.runtime.Load()
+	rt, err := g.build(cfg, old.guard)
+	if err != nil {
+		return err
+	}
+	g.runtime.Store(rt)
+	old.release()
+	return nil
+}
+
+// Shutdown drains: callers are told to go elsewhere, calls in flight may go on
+// until the drain timeout, then they end with UNAVAILABLE. What has not ended a
+// second later is cut off. It blocks until all is closed; so does a second call.
+func (g *Gateway) Shutdown() {
+	g.shutdown.Do(func() {
+		g.health.Shutdown()
+		g.edge.drop()
+		grace := or(g.listener.GetDrainTimeout(), 30*time.Second)
+		abort := time.AfterFunc(grace, func() {
+			g.live.abort(interceptors.Deny("gateway", interceptors.Draining, "the gateway is shutting down"))
+		})
+		defer abort.Stop()
+		stop := time.AfterFunc(grace+time.Second, g.server.Stop)
+		defer stop.Stop()
+		g.server.GracefulStop()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.closed = true
+		g.runtime.Load().release()
+	})
+}
