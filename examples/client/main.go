@@ -79,8 +79,8 @@ func run(ctx context.Context, out io.Writer, address, server, caller, stranger s
 		got := outcome(err)
 		fmt.Fprintf(out, "%-17s %-6s %s, %d messages\n", call.name, call.model, got, texts)
 		if got != call.want || texts != call.texts {
-			failed = append(failed, fmt.Errorf("%s: got %s with %d messages (%v), want %s with %d",
-				call.name, got, texts, err, call.want, call.texts))
+			failed = append(failed, fmt.Errorf("%s: want %s with %d messages, got %s with %d: %s",
+				call.name, call.want, call.texts, got, texts, status.Convert(err).Message()))
 		}
 	}
 	return errors.Join(failed...)
