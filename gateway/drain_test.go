@@ -187,10 +187,22 @@ func TestDrainIsNotHeldUp(t *testing.T) {
 			if name == "client that does not read" {
 				address = flood
 			}
-			g := open(t, quick, address)
+			g := open(t, strings.Replace(quick, "drain_timeout", "handshake_timeout: 60s, drain_timeout", 1), address)
 			g.pool.abandoned = true
 			hold(t, g)
-			g.Shutdown() // within the time limit of go test
+			down := make(chan struct{})
+			go func() {
+				defer close(down)
+				g.Shutdown()
+			}()
+			g.eventually("it is down", func() bool {
+				select {
+				case <-down:
+					return true
+				default:
+					return false
+				}
+			})
 			if n := g.live.count(); n != 0 {
 				t.Errorf("%d calls are at work", n)
 			}
@@ -217,5 +229,20 @@ func TestShutdownWithoutServe(t *testing.T) {
 	}
 	if _, err := l.Accept(); err == nil {
 		t.Error("the listener is open")
+	}
+}
+
+// A call that comes when the grace is over is ended at once.
+func TestLiveIsOverForGood(t *testing.T) {
+	var l live
+	var got []error
+	note := func(err error) { got = append(got, err) }
+	remove := l.add(note)
+	defer l.add(note)()
+	remove()
+	l.abort(net.ErrClosed)
+	l.add(note)()
+	if len(got) != 2 || got[0] != net.ErrClosed || got[1] != net.ErrClosed {
+		t.Errorf("aborted with %v, want twice with the error", got)
 	}
 }

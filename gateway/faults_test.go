@@ -11,7 +11,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/sluicegate/sluice/interceptors/config"
@@ -332,5 +335,101 @@ backends: [{name: model, dialect: DIALECT_TRITON, spiffe_id: "spiffe://gate.test
 				t.Errorf("the model saw %d inferences", seen)
 			}
 		})
+	}
+}
+
+// Whose word a status is.
+func TestOfTransport(t *testing.T) {
+	came := metadata.Pairs("content-type", "application/grpc")
+	detailed, err := status.New(codes.Unavailable, "transport is closing").WithDetails(&errdetails.ErrorInfo{Reason: "R"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		status          *status.Status
+		header, trailer metadata.MD
+		want            bool
+	}{
+		"nothing came":             {status.New(codes.Unavailable, "name resolver error: produced zero addresses"), nil, nil, true},
+		"of no connection":         {status.New(codes.Unavailable, "last connection error: dial tcp 127.0.0.1:1"), nil, nil, true},
+		"trailers alone":           {status.New(codes.Unavailable, "transport is closing"), nil, came, false},
+		"headers, its own text":    {status.New(codes.Unavailable, "the GPU is gone"), came, nil, false},
+		"headers, the transport's": {status.New(codes.Unavailable, "transport is closing"), came, nil, true},
+		"with details":             {detailed, came, nil, false},
+	} {
+		if got := ofTransport(tc.status, tc.header, tc.trailer); got != tc.want {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
+// Every buffer is given back, whatever becomes of a call. The messages are large
+// enough to be pooled, and read to their ends: what is left then is our own.
+func TestBuffersAreGivenBack(t *testing.T) {
+	const size = 9000
+	long := strings.Repeat("x", size)
+	for name, tc := range map[string]struct {
+		config string
+		edit   func(*inference.ModelInferRequest)
+		answer func(method string, ss grpc.ServerStream) error
+		want   map[string]string
+	}{
+		"allowed":         {want: map[string]string{"unary": "OK", "stream": "OK"}},
+		"denied":          {config: "budgets: [{name: b, tokens: 10}]", want: map[string]string{"unary": "ResourceExhausted BUDGET_EXHAUSTED"}},
+		"refused in band": {config: "budgets: [{name: b, tokens: 10}]", want: map[string]string{"stream": "OK"}},
+		"output denied": {config: "inspect: {no_starter_rules: true, responses: true, rules: 'SecRule RESPONSE_ARGS \"@contains xxx\" \"id:100001,phase:4,deny\"'}",
+			want: map[string]string{"unary": "PermissionDenied OUTPUT_REJECTED"}},
+		"failed": {answer: func(string, grpc.ServerStream) error { return status.Error(codes.Internal, "no") },
+			want: map[string]string{"unary": "Internal", "stream": "Internal"}},
+		"answered twice": {answer: func(_ string, ss grpc.ServerStream) error {
+			for range 2 {
+				if err := ss.SendMsg(reply("echo", "a", long)); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, want: map[string]string{"unary": "Internal UPSTREAM_INVALID"}},
+		"failed after an answer": {answer: func(method string, ss grpc.ServerStream) error {
+			if err := ss.SendMsg(chunk("echo", "a", long)); err != nil {
+				return err
+			}
+			return status.Error(codes.Internal, "no")
+		}, want: map[string]string{"stream": "Internal"}},
+		"answered a stranger": {answer: func(method string, ss grpc.ServerStream) error {
+			return ss.SendMsg(chunk("echo", "stranger", long))
+		}, want: map[string]string{"stream": "Internal UPSTREAM_INVALID"}},
+	} {
+		for kind, want := range tc.want {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				g := open(t, base+tc.config, script(t, func(method string, ss grpc.ServerStream) error {
+					var b []byte
+					if err := ss.RecvMsg(&b); err != nil {
+						return err
+					}
+					if tc.answer != nil {
+						return tc.answer(method, ss)
+					}
+					if method == modelStreamInfer {
+						return ss.SendMsg(chunk("echo", "a", long))
+					}
+					return ss.SendMsg(reply("echo", "a", long))
+				}))
+				c := g.client()
+				r := ask("echo", "a", long+" "+words(20), number("max_tokens", 20))
+				var err error
+				if kind == "unary" {
+					_, err = c.ModelInfer(ctx(t), r)
+				} else {
+					var s inference.GRPCInferenceService_ModelStreamInferClient
+					if s, err = c.ModelStreamInfer(ctx(t)); err == nil && s.Send(r) == nil && s.CloseSend() == nil {
+						_, err = drainStream(s)
+					}
+				}
+				expect(t, kind, err, want)
+				if g.pool.taken.Load() == 0 {
+					t.Error("no buffer was taken; the messages are too small")
+				}
+			})
+		}
 	}
 }

@@ -85,6 +85,8 @@ type forwarding struct {
 	received bool
 	stall    stall
 
+	back, out frame // the response that is being received, and sent: not one for each message
+
 	opened chan struct{} // closed once the stream to the model server is open, or failed to
 	up     *upstream
 	cs     grpc.ClientStream
@@ -174,8 +176,8 @@ func (c *forwarding) stream() error {
 		_ = ss.SendHeader(passable(h))
 	}
 	for responses := 0; ; responses++ {
-		var f frame
-		if err := c.cs.RecvMsg(&f); err != nil {
+		f := &c.back
+		if err := c.cs.RecvMsg(f); err != nil {
 			f.free()
 			trailer := c.cs.Trailer()
 			if !errors.Is(err, io.EOF) {
@@ -195,7 +197,9 @@ func (c *forwarding) stream() error {
 			f.free()
 			return c.up.invalid("the model server gave two answers where the method has one")
 		}
-		if err := s.Response(interceptors.RawEnvelope(f.data)); errors.Is(err, io.EOF) {
+		data := f.data
+		f.data = nil
+		if err := s.Response(interceptors.RawEnvelope(data)); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -268,11 +272,11 @@ func (c *forwarding) CloseForward() error {
 // read, which holds the model server back, but not for ever: the caller may be
 // holding a GPU.
 func (c *forwarding) Deliver(e *interceptors.Envelope) error {
-	f := frame{e.Encode()}
+	c.out.data = e.Encode()
 	c.stall.begin()
-	err := c.ss.SendMsg(&f)
+	err := c.ss.SendMsg(&c.out)
 	c.stall.end()
-	f.free()
+	c.out.free()
 	return err
 }
 

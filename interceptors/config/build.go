@@ -117,7 +117,7 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 }
 
 // Check compiles every part of a configuration without opening anything: no
-// identity is read, nothing is dialled. An error begins with the field that is
+// identity is read, nothing is dialed. An error begins with the field that is
 // at fault.
 func Check(cfg *configv1.Config) error {
 	if _, err := compile(cfg, &Guard{config: new(configv1.Config)}, Options{}); err != nil {
@@ -308,15 +308,19 @@ func (g *Guard) BackendCredentials(b *configv1.Backend) (credentials.TransportCr
 
 // ServerOptions guard a grpc-go server: credentials, the limit on messages, the
 // tap that decides identity and method before a body is read, the interceptors,
-// and a recovery that makes a handler's panic an INTERNAL status.
+// and a recovery that makes a panic an INTERNAL status. It stands on both sides
+// of the chain: on the inner one, so that the id that the caller is told of a
+// handler's panic is the one that the chain logs; on the outer one for what is
+// wrong with the chain itself.
 func (g *Guard) ServerOptions() []grpc.ServerOption {
 	recovered := recovery.WithRecoveryHandler(func(v any) error { return interceptors.Recovered("handler", v) })
+	unary, stream := recovery.UnaryServerInterceptor(recovered), recovery.StreamServerInterceptor(recovered)
 	return []grpc.ServerOption{
 		grpc.Creds(g.ServerCredentials()),
 		grpc.MaxRecvMsgSize(g.MaxMessageBytes()),
 		grpc.InTapHandle(interceptors.Tap(g.Chain)),
-		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(recovered), interceptors.UnaryServer(g.Chain)),
-		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(recovered), interceptors.StreamServer(g.Chain)),
+		grpc.ChainUnaryInterceptor(unary, interceptors.UnaryServer(g.Chain), unary),
+		grpc.ChainStreamInterceptor(stream, interceptors.StreamServer(g.Chain), stream),
 	}
 }
 

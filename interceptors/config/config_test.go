@@ -117,7 +117,7 @@ func TestErrorsNameFileLineAndField(t *testing.T) {
 		// Found by reading it.
 		{"empty", good, "", ": it is empty"},
 		{"nothing but a comment", good, "# nothing\n", ": it is empty"},
-		{"null", good, "~\n", "identity: value is required"},
+		{"null", good, "---\n", ": it is empty"},
 		{"not YAML", "identity:\n", "identity: [\n", ":1: did not find"},
 		{"not UTF-8", "llama", "\xff", ": invalid leading UTF-8 octet"},
 		{"nothing but carriage returns", good, "\ra: b\r", ": it cannot be read as YAML; look for line breaks"},

@@ -79,10 +79,11 @@ func plain(key string) string { return strings.ToLower(strings.ReplaceAll(key, "
 func unambiguous(name string, text []byte) error {
 	d := yaml.NewDecoder(bytes.NewReader(text))
 	var doc, second yaml.Node
-	if err := d.Decode(&doc); errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s: it is empty", name)
-	} else if err != nil {
+	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return syntax(name, err)
+	}
+	if len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" { // which protoyaml would not validate
+		return fmt.Errorf("%s: it is empty", name)
 	}
 	if err := twice(name, &doc); err != nil {
 		return err

@@ -36,17 +36,18 @@ func (c *cursor) skip(n int) bool {
 		c.advance(n)
 		return true
 	}
-	left, pos := n-len(c.b), c.pos+len(c.b)
+	left := n - len(c.b)
 	for i, b := range c.bufs {
 		k := b.Len()
 		if left <= k {
-			c.b, c.pos, c.bufs = b.ReadOnlyData(), pos, c.bufs[i+1:]
-			c.advance(left)
+			c.b, c.bufs = b.ReadOnlyData()[left:], c.bufs[i+1:]
+			c.pos += n
 			return true
 		}
-		left, pos = left-k, pos+k
+		left -= k
 	}
-	c.b, c.pos, c.bufs = nil, pos, nil
+	c.b, c.bufs = nil, nil
+	c.pos += n - left
 	return false
 }
 
@@ -68,6 +69,21 @@ func (c *cursor) view(n int) (s span, ok bool) {
 		return s, false
 	}
 	s = span{view: c.b[:n:n], off: c.pos, n: n}
+	c.advance(n)
+	return s, true
+}
+
+// short is length and value of what is shorter than 128 bytes and lies in the
+// buffer at hand before end, as nearly every text does.
+func (c *cursor) short(end int) (s span, ok bool) {
+	if len(c.b) == 0 {
+		return s, false
+	}
+	n := 1 + int(c.b[0])
+	if n > 0x80 || n > len(c.b) || n > end-c.pos {
+		return s, false
+	}
+	s = span{view: c.b[1:n:n], off: c.pos + 1, n: n - 1}
 	c.advance(n)
 	return s, true
 }

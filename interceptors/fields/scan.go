@@ -109,6 +109,7 @@ const (
 	truncated  = "it ends in the middle of a field"
 	badVarint  = "a varint is cut off or longer than 64 bits"
 	longVarint = "a varint is longer than it needs to be"
+	notUTF8    = "a string is not valid UTF-8"
 )
 
 // varint reads a tag or a length.
@@ -149,6 +150,10 @@ func (s *scanner) number(f *field) (uint64, error) {
 
 // length reads a length that fits before end.
 func (s *scanner) length(end int) (int, error) {
+	if b := s.c.b; len(b) > 0 && b[0] < 0x80 && int(b[0]) < end-s.c.pos {
+		s.c.advance(1)
+		return int(b[0]), nil
+	}
 	n, err := s.varint()
 	if err != nil {
 		return 0, err
@@ -247,8 +252,10 @@ func (s *scanner) message(t *table, at int32, end int) error {
 			return s.fail(Malformed, truncated)
 		}
 		pos := s.c.pos
-		tag, err := s.varint()
-		if err != nil {
+		tag, err := uint64(s.c.b[0]), error(nil)
+		if tag < 0x80 {
+			s.c.advance(1)
+		} else if tag, err = s.varint(); err != nil {
 			return err
 		}
 		num, typ := tag>>3, protowire.Type(tag&7)
@@ -267,16 +274,16 @@ func (s *scanner) message(t *table, at int32, end int) error {
 			return s.fail(Ambiguous, "a repeated number is packed where serialisers do not pack it, or the other way round")
 		}
 		switch {
+		case f.sub == nil && !f.numeric():
+			err = s.text(f, at, pos, end)
 		case f.isMap:
 			err = s.mapEntry(f, at, pos, end)
 		case f.sub != nil:
 			err = s.child(f, at, pos, end)
 		case f.numeric() && f.list:
 			err = s.numbers(f, at, end, typ == protowire.BytesType)
-		case f.numeric():
-			err = s.single(f, at, pos)
 		default:
-			err = s.text(f, at, pos, end)
+			err = s.single(f, at, pos)
 		}
 		if err != nil {
 			return err
@@ -568,17 +575,20 @@ func (s *scanner) text(f *field, at int32, pos, end int) error {
 	if err != nil {
 		return err
 	}
-	size := s.c.pos
-	n, err := s.length(end)
-	if err != nil {
-		return err
-	}
 	if f.use == useRaw {
-		return s.raw(f, at, pos, size, n)
+		return s.raw(f, at, pos, end)
 	}
-	v, err := s.value(f, n)
-	if err != nil || f.use == useNone {
-		return err
+	v, ok := s.c.short(end)
+	switch {
+	case !ok:
+		if v, err = s.value(f, end); err != nil {
+			return err
+		}
+	case f.utf8 && !utf8.Valid(v.view):
+		return s.fail(Malformed, notUTF8)
+	}
+	if f.use == useNone {
+		return nil
 	}
 	ref := int32(0)
 	if f.role != None {
@@ -596,29 +606,31 @@ func (s *scanner) text(f *field, at int32, pos, end int) error {
 	return nil
 }
 
-// value reads the n bytes of a string or bytes field.
-func (s *scanner) value(f *field, n int) (span, error) {
-	v, ok := s.c.view(n)
-	valid := true
-	switch {
-	case ok:
-		valid = !f.utf8 || utf8.Valid(v.view)
-	default:
-		begin := s.c
-		if v, ok = s.c.take(n); !ok {
-			return v, s.fail(Malformed, truncated)
-		}
-		valid = !f.utf8 || begin.validUTF8(n)
+// value reads the length and value of a string or bytes field.
+func (s *scanner) value(f *field, end int) (v span, err error) {
+	n, err := s.length(end)
+	if err != nil {
+		return v, err
 	}
-	if !valid {
-		return v, s.fail(Malformed, "a string is not valid UTF-8")
+	begin := s.c
+	v, ok := s.c.take(n)
+	if !ok {
+		return v, s.fail(Malformed, truncated)
+	}
+	if f.utf8 && !(v.view != nil && utf8.Valid(v.view) || v.view == nil && begin.validUTF8(n)) {
+		return v, s.fail(Malformed, notUTF8)
 	}
 	return v, nil
 }
 
 // raw reads one entry of raw tensor data.
-func (s *scanner) raw(f *field, at int32, pos, size, n int) error {
+func (s *scanner) raw(f *field, at int32, pos, end int) error {
 	m := s.m
+	size := s.c.pos
+	n, err := s.length(end)
+	if err != nil {
+		return err
+	}
 	if n > 0 {
 		s.c.more() // so that begin stands where the value does
 	}

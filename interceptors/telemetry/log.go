@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 	"unicode"
@@ -32,8 +33,63 @@ type record struct {
 	input, output int64
 }
 
+// warningsPerSecond is how many warnings of one kind are written in a second.
+// Chosen: enough to see who is refused and why, and so few that a flood of
+// refusals costs nothing to speak of and does not push the rest out of the log.
+const warningsPerSecond = 10
+
+// warning is a kind of warning: who refused and why, or the code of a failure.
+// Programs make these names, callers do not: they are few.
+type warning struct {
+	policy string
+	reason interceptors.Reason
+	code   codes.Code
+}
+
+// throttle bounds how often each kind of warning is written. Metrics and spans
+// know nothing of it: they count all.
+type throttle struct {
+	mu   sync.Mutex
+	seen map[warning]*window
+}
+
+// window is the second at hand of one kind of warning.
+type window struct {
+	began      time.Time
+	written    int
+	suppressed int64 // since the last one that was written
+}
+
+// take says whether a warning is to be written, and how many of its kind were not
+// since the last one that was.
+func (t *throttle) take(kind warning) (suppressed int64, ok bool) {
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := t.seen[kind]
+	if w == nil {
+		w = new(window)
+		if t.seen == nil {
+			t.seen = make(map[warning]*window)
+		}
+		t.seen[kind] = w
+	}
+	if now.Sub(w.began) >= time.Second {
+		w.began, w.written = now, 0
+	}
+	if w.written == warningsPerSecond {
+		w.suppressed++
+		return 0, false
+	}
+	w.written++
+	suppressed, w.suppressed = w.suppressed, 0
+	return suppressed, true
+}
+
 // record writes a log record: a warning for what was refused, cut or failed; for
-// debugging what was served or given up by its caller.
+// debugging what was served or given up by its caller. Of warnings of one kind it
+// writes ten in a second; the next one says how many there were beside
+// ("suppressed").
 func (p *Policy) record(ctx context.Context, r *record) {
 	level := slog.LevelWarn
 	if r.outcome == outcomeServed || r.outcome == outcomeCancelled {
@@ -41,6 +97,17 @@ func (p *Policy) record(ctx context.Context, r *record) {
 	}
 	if !p.log.Enabled(ctx, level) {
 		return
+	}
+	var suppressed int64
+	if level == slog.LevelWarn {
+		kind := warning{code: r.code}
+		if d := r.denial; d != nil {
+			kind.policy, kind.reason = d.Policy, d.Reason
+		}
+		var ok bool
+		if suppressed, ok = p.throttle.take(kind); !ok {
+			return
+		}
 	}
 	c := r.call.call
 	attrs := make([]slog.Attr, 0, 20)
@@ -80,6 +147,9 @@ func (p *Policy) record(ctx context.Context, r *record) {
 		}
 	} else if r.outcome == outcomeFailed {
 		attrs = append(attrs, cause(r.err)...)
+	}
+	if suppressed > 0 {
+		attrs = append(attrs, slog.Int64("suppressed", suppressed))
 	}
 	p.log.LogAttrs(ctx, level, r.what+" "+r.outcome, attrs...)
 }

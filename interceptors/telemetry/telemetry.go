@@ -1,6 +1,6 @@
 // Package telemetry shows what the chain does: a span for each RPC and for each
 // inference in it, in the caller's trace; metrics; and a log record for each
-// refusal and failure. Names are those of the OpenTelemetry semantic
+// refusal and failure, at most ten of a kind in a second. Names are those of the OpenTelemetry semantic
 // conventions for RPC and generative AI where they have one.
 //
 // It imports the OpenTelemetry API only; the program brings the SDK. Prompts
@@ -44,6 +44,7 @@ type Policy struct {
 	models      func(string) bool
 	public      bool
 	tenantLabel bool
+	throttle    throttle
 }
 
 type options struct {

@@ -106,7 +106,7 @@ var rules = []rule{
 		packages: "./interceptors/config/...",
 		allow: []string{
 			"./interceptors/...", ownProto, grpcgo, pb, spiffeid,
-			"buf.build/go/protoyaml/...", "buf.build/go/protovalidate/...", "go.opentelemetry.io/...",
+			"buf.build/go/protoyaml/...", "go.yaml.in/yaml/...", "buf.build/go/protovalidate/...", "go.opentelemetry.io/...",
 			"github.com/grpc-ecosystem/go-grpc-middleware/...",
 		},
 		never: []string{envoy, otelSDK, inference},

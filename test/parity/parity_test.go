@@ -225,13 +225,13 @@ pools: [{name: gpu, capacity: 1, queue_length: %d, queue_timeout: %s, models: [{
 		{name: "full queue", queue: 1, waiting: true, want: outcome{Code: codes.ResourceExhausted, Reason: "QUEUE_FULL", Quota: "permits", Retry: true}},
 		{name: "waited too long", queue: 1, timeout: "0.05s", want: outcome{Code: codes.ResourceExhausted, Reason: "QUEUE_TIMEOUT", Quota: "permits", Retry: true}},
 	} {
+		if tc.timeout == "" {
+			tc.timeout = "10s"
+		}
 		t.Run(tc.name, func(t *testing.T) {
 			for door, open := range doors {
 				t.Run(door, func(t *testing.T) {
 					t.Parallel()
-					if tc.timeout == "" {
-						tc.timeout = "10s"
-					}
 					w := open(t, base+fmt.Sprintf(pool, tc.queue, tc.timeout))
 					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 					defer cancel()

@@ -120,9 +120,9 @@ func serve(cfg *configv1.Config, file, seen string, log *slog.Logger, stdout io.
 		}
 	}()
 	g.Shutdown()
-	<-served
+	err = <-served
 	log.Info("stopped")
-	return nil
+	return err
 }
 
 // reload puts a changed configuration in force: on SIGHUP, and when the file's
