@@ -137,7 +137,9 @@ func TestDeadlineEndsACall(t *testing.T) {
 			defer cancel()
 			_, _, err := call(short, g.client())
 			expect(t, "the call", err, "DeadlineExceeded")
-			<-gone
+			if err := <-gone; err == nil {
+				t.Error("the model server was not told")
+			}
 		})
 	}
 }

@@ -331,10 +331,6 @@ func number(name string, v int64) func(*inference.ModelInferRequest) {
 	return parameter(name, &inference.InferParameter{ParameterChoice: &inference.InferParameter_Int64Param{Int64Param: v}})
 }
 
-func flag(name string) func(*inference.ModelInferRequest) {
-	return parameter(name, &inference.InferParameter{ParameterChoice: &inference.InferParameter_BoolParam{BoolParam: true}})
-}
-
 func parameter(name string, p *inference.InferParameter) func(*inference.ModelInferRequest) {
 	return func(r *inference.ModelInferRequest) {
 		if r.Parameters == nil {

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors/dialect"
@@ -47,6 +48,10 @@ type Call struct {
 	open    map[string]*Inference // multiplexed: by the id on the way to the model server
 	renames int
 	ended   bool
+
+	// latest is the inference that the last response belonged to, while it is on
+	// the books: responses come in runs. Stored with mu held.
+	latest atomic.Pointer[Inference]
 }
 
 type callPart struct {
@@ -322,6 +327,7 @@ func (c *Call) begun(i *Inference, r *dialect.Request, m *fields.Message) bool {
 	}
 	if !c.Method.Multiplexed {
 		c.single = i
+		c.latest.Store(i)
 		return true
 	}
 	if c.open == nil {
@@ -347,6 +353,7 @@ func (c *Call) forget(i *Inference) {
 	defer c.mu.Unlock()
 	if c.open[i.key] == i {
 		delete(c.open, i.key)
+		c.latest.CompareAndSwap(i, nil)
 	}
 }
 
@@ -377,7 +384,7 @@ const (
 	Deliver Verdict = iota
 	// Drop it: the caller did not ask for it, or its inference was refused.
 	Drop
-	// Refuse: its inference was refused just now, by the error beside. The
+	// Refuse it: its inference was refused just now, by the error beside. The
 	// response is dropped and the caller told.
 	Refuse
 )
@@ -388,20 +395,16 @@ const (
 // the whole call.
 func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 	m := &e.Message
-	c.mu.Lock()
-	i, bound := c.single, c.backend != nil
-	c.mu.Unlock()
-	if !bound { // and the method may yet become that of another dialect
+	i := c.latest.Load()
+	if i == nil && !c.bound() { // and the method may yet become that of another dialect
 		return nil, Drop, unasked()
 	}
 	if err := e.read(c.Method.Response); err != nil {
 		return nil, Drop, Deny("chain", UpstreamInvalid, "the model server's answer cannot be read")
 	}
 	r := c.Method.ReadResponse(m)
-	if c.Method.Multiplexed {
-		c.mu.Lock()
-		i = c.open[string(r.ID)]
-		c.mu.Unlock()
+	if c.Method.Multiplexed && (i == nil || i.key != string(r.ID)) {
+		i = c.find(r.ID)
 	}
 	if i == nil {
 		return nil, Drop, unasked()
@@ -439,6 +442,22 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 		i.endLocked(err)
 	}
 	return i, verdict, nil
+}
+
+// bound reports whether the first message has begun an inference.
+func (c *Call) bound() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.backend != nil
+}
+
+// find is the open inference that has the id on the way to the model server, or nil.
+func (c *Call) find(id []byte) *Inference {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	i := c.open[string(id)]
+	c.latest.Store(i)
+	return i
 }
 
 // restore gives a response the id that the caller chose, also where the model

@@ -101,7 +101,7 @@ type Outcome struct {
 
 // Denial is the denial that ended it, or nil.
 func (o Outcome) Denial() *Denial {
-	d, _ := o.Err.(*Denial)
+	d, _ := o.Err.(*Denial) //nolint:errorlint // a denial is never wrapped
 	return d
 }
 

@@ -67,6 +67,28 @@ func TestAnAbsentIdStaysAbsent(t *testing.T) {
 	})
 }
 
+func TestAnIdIsFreeAgainAfterTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := guarded(t, New([]*Backend{triton(t)}), &model{stream: func(ss grpc.ServerStream) error {
+			for range 2 {
+				id := take(t, ss).Id
+				for _, last := range []bool{false, true} {
+					if err := ss.SendMsg(chunk(id, last, "x")); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}})
+		s := open(t, conn, modelStreamInfer, bidi)
+		for range 2 {
+			s.send(ask("m", "a", "x"))
+			s.expect("a x", "!a x")
+		}
+		s.expect("EOF")
+	})
+}
+
 // The gateway sends the bytes on: they must not even hold an empty id.
 func TestAnIdThatWasAbsentIsNotOnTheWire(t *testing.T) {
 	call, err := New([]*Backend{triton(t)}).Begin(context.Background(), CallInfo{FullMethod: modelStreamInfer})

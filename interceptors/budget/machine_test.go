@@ -19,7 +19,6 @@ import (
 // grant ever made and works everything out anew.
 type model struct {
 	budgets []*configv1.Budget
-	began   time.Time
 	windows map[string][]time.Time // when each window of an account began
 	grants  []*grant
 }

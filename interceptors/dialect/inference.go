@@ -211,7 +211,9 @@ func (d *Dialect) add(set *descriptorpb.FileDescriptorSet, o Options,
 		return fmt.Errorf("descriptor set: %w", err)
 	}
 	request := fields.Options{Overlay: o.Fields, Text: fields.Prompt, Strict: !o.Lenient, MaxFields: o.MaxFields}
-	response := fields.Options{Overlay: o.Fields, Text: fields.Output, MaxFields: o.MaxFields}
+	// Of a response nobody reads what names things: there are many, and each chunk has them again.
+	response := fields.Options{Overlay: o.Fields, Text: fields.Output, MaxFields: o.MaxFields,
+		Omit: []fields.Role{fields.Identifier, fields.Model, fields.ModelVersion}}
 	known := make(map[protoreflect.FullName]bool)
 	files.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for s := range f.Services().Len() {

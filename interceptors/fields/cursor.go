@@ -59,7 +59,7 @@ func (c *cursor) take(n int) (span, bool) {
 	if s, ok := c.view(n); ok {
 		return s, true
 	}
-	s := span{off: c.pos, n: n}
+	s := span{off: int32(c.pos), n: int32(n)}
 	return s, c.skip(n)
 }
 
@@ -68,24 +68,24 @@ func (c *cursor) view(n int) (s span, ok bool) {
 	if n > len(c.b) {
 		return s, false
 	}
-	s = span{view: c.b[:n:n], off: c.pos, n: n}
+	s = spanOf(c.b[:n], c.pos)
 	c.advance(n)
 	return s, true
 }
 
 // short is length and value of what is shorter than 128 bytes and lies in the
-// buffer at hand before end, as nearly every text does.
-func (c *cursor) short(end int) (s span, ok bool) {
+// buffer at hand before end, as nearly every text does; nil if it is not so.
+func (c *cursor) short(end int) []byte {
 	if len(c.b) == 0 {
-		return s, false
+		return nil
 	}
 	n := 1 + int(c.b[0])
 	if n > 0x80 || n > len(c.b) || n > end-c.pos {
-		return s, false
+		return nil
 	}
-	s = span{view: c.b[1:n:n], off: c.pos + 1, n: n - 1}
+	b := c.b[1:n]
 	c.advance(n)
-	return s, true
+	return b
 }
 
 // varint reads a varint as protobuf-go does: of at most 10 bytes, the tenth at

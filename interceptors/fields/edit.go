@@ -21,11 +21,12 @@ import (
 // form, for a bool "true" or "false". It panics if v is not a value of the
 // field's type. Set copies v.
 func (m *Message) Set(f *Field, v []byte) {
+	var value []byte
 	if m.IsString(f) {
 		if f.f.utf8 && !utf8.Valid(v) {
-			f.value.view = bytes.ToValidUTF8(v, []byte("\uFFFD"))
+			value = bytes.ToValidUTF8(v, []byte("\uFFFD"))
 		} else {
-			f.value.view = append(make([]byte, 0, len(v)), v...)
+			value = append(make([]byte, 0, len(v)), v...)
 		}
 	} else {
 		x, err := parseNumber(f.f.kind, string(v))
@@ -34,7 +35,11 @@ func (m *Message) Set(f *Field, v []byte) {
 		}
 		f.num = x
 	}
-	f.edited = true
+	if f.set == 0 {
+		m.values = append(m.values, nil)
+		f.set = int32(len(m.values))
+	}
+	m.values[f.set-1] = value
 	m.edited, m.clone = true, nil
 }
 
@@ -129,7 +134,7 @@ func (m *Message) plan() {
 		n := &m.nodes[i]
 		n.delta = 0
 		if n.dead && !m.nodes[n.parent].dead {
-			m.splices = append(m.splices, splice{start: n.pos, end: n.end, at: n.parent})
+			m.splices = append(m.splices, splice{start: int(n.pos), end: int(n.end), at: n.parent})
 		}
 	}
 	for i := range m.Fields {
@@ -137,13 +142,13 @@ func (m *Message) plan() {
 		switch {
 		case m.nodes[f.node].dead:
 		case f.gone, f.Shadowed && f.f.use != useRaw:
-			m.splices = append(m.splices, splice{start: f.pos, end: f.value.end(), at: f.node})
-		case f.edited:
-			m.splices = append(m.splices, splice{start: f.pos, end: f.value.end(), at: f.node, with: f.encode()})
+			m.splices = append(m.splices, splice{start: int(f.pos), end: f.value.end(), at: f.node})
+		case f.set > 0:
+			m.splices = append(m.splices, splice{start: int(f.pos), end: f.value.end(), at: f.node, with: m.encode(f)})
 		}
 	}
 	for _, s := range m.splices {
-		m.nodes[s.at].delta += len(s.with) - (s.end - s.start)
+		m.nodes[s.at].delta += int32(len(s.with) - (s.end - s.start))
 	}
 	// A node comes after the one around it, so from the last to the first
 	// every length is known when it is needed.
@@ -153,8 +158,8 @@ func (m *Message) plan() {
 			continue
 		}
 		size := protowire.AppendVarint(nil, uint64(n.end-n.off+n.delta))
-		m.splices = append(m.splices, splice{start: n.size, end: n.off, at: int32(i), with: size})
-		m.nodes[n.parent].delta += n.delta + len(size) - (n.off - n.size)
+		m.splices = append(m.splices, splice{start: int(n.size), end: int(n.off), at: int32(i), with: size})
+		m.nodes[n.parent].delta += n.delta + int32(len(size)) - (n.off - n.size)
 	}
 	slices.SortFunc(m.splices, func(a, b splice) int {
 		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.end, b.end))
@@ -162,8 +167,8 @@ func (m *Message) plan() {
 }
 
 // encode is the field on the wire.
-func (f *Field) encode() []byte {
-	v := f.value.view
+func (m *Message) encode(f *Field) []byte {
+	v := m.Bytes(f)
 	if f.f.use == useRaw {
 		if f.bare {
 			return v
@@ -250,7 +255,7 @@ func (m *Message) Typed() proto.Message {
 	// From the last to the first, because taking an element out of a list moves
 	// those after it.
 	for i := len(m.Fields) - 1; i >= 0; i-- {
-		if f := &m.Fields[i]; (f.edited || f.gone) && !m.nodes[f.node].dead {
+		if f := &m.Fields[i]; (f.set > 0 || f.gone) && !m.nodes[f.node].dead {
 			m.apply(root, f)
 		}
 	}
@@ -275,7 +280,7 @@ func (m *Message) locate(root protoreflect.Message, at int32) protoreflect.Messa
 	}
 	in := m.locate(root, n.parent)
 	if n.f.list {
-		return in.Mutable(own(in, n.f)).List().Get(n.off).Message()
+		return in.Mutable(own(in, n.f)).List().Get(int(n.off)).Message()
 	}
 	return in.Mutable(own(in, n.f)).Message()
 }
@@ -283,7 +288,7 @@ func (m *Message) locate(root protoreflect.Message, at int32) protoreflect.Messa
 func (m *Message) mapKey(n *node) protoreflect.MapKey {
 	k := n.f.sub.low[1].kind
 	if k == protoreflect.StringKind {
-		return protoreflect.ValueOfString(string(n.label.view)).MapKey()
+		return protoreflect.ValueOfString(string(m.bytes(&n.label))).MapKey()
 	}
 	return valueOf(k, n.key).MapKey()
 }
@@ -298,25 +303,25 @@ func (m *Message) apply(root protoreflect.Message, f *Field) {
 		}
 		n.done = true
 		in := m.locate(root, n.parent)
-		in.Mutable(own(in, f.f)).List().Set(n.off, protoreflect.ValueOfBytes(m.rawEntry(f.node)))
+		in.Mutable(own(in, f.f)).List().Set(int(n.off), protoreflect.ValueOfBytes(m.rawEntry(f.node)))
 	case n.f != nil && n.f.isMap:
 		in := m.locate(root, n.parent)
 		entries, key := in.Mutable(own(in, n.f)).Map(), m.mapKey(n)
 		if f.f.use == useKey {
 			v := entries.Get(key)
 			entries.Clear(key)
-			entries.Set(f.protoValue().MapKey(), v)
+			entries.Set(m.protoValue(f).MapKey(), v)
 			return
 		}
-		entries.Set(key, f.protoValue())
+		entries.Set(key, m.protoValue(f))
 	case f.f.list:
 		in := m.locate(root, f.node)
 		l := in.Mutable(own(in, f.f)).List()
 		if !f.gone {
-			l.Set(f.value.off, f.protoValue())
+			l.Set(int(f.value.off), m.protoValue(f))
 			return
 		}
-		for i := f.value.off + 1; i < l.Len(); i++ {
+		for i := int(f.value.off) + 1; i < l.Len(); i++ {
 			l.Set(i-1, l.Get(i))
 		}
 		l.Truncate(l.Len() - 1)
@@ -325,7 +330,7 @@ func (m *Message) apply(root protoreflect.Message, f *Field) {
 		if fd := own(in, f.f); f.gone {
 			in.Clear(fd)
 		} else {
-			in.Set(fd, f.protoValue())
+			in.Set(fd, m.protoValue(f))
 		}
 	}
 }
@@ -335,18 +340,18 @@ func (m *Message) rawEntry(n int32) []byte {
 	b := []byte{}
 	for i := range m.Fields {
 		if f := &m.Fields[i]; f.node == n && !f.gone {
-			b = append(b, f.encode()...)
+			b = append(b, m.encode(f)...)
 		}
 	}
 	return b
 }
 
-func (f *Field) protoValue() protoreflect.Value {
+func (m *Message) protoValue(f *Field) protoreflect.Value {
 	switch f.f.kind {
 	case protoreflect.StringKind:
-		return protoreflect.ValueOfString(string(f.value.view))
+		return protoreflect.ValueOfString(string(m.Bytes(f)))
 	case protoreflect.BytesKind:
-		return protoreflect.ValueOfBytes(f.value.view)
+		return protoreflect.ValueOfBytes(m.Bytes(f))
 	}
 	return valueOf(f.f.kind, f.num)
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
@@ -35,6 +36,7 @@ type Message struct {
 	size   int
 	starts []int // offsets of the buffers, once asked for
 	typed  proto.Message
+	msgs   []protoreflect.Message // of the nodes, if walked
 
 	nodes   []node
 	slots   []slot
@@ -48,6 +50,7 @@ type Message struct {
 	names   map[string]string
 
 	edited   bool
+	values   [][]byte // that were set
 	appended []byte
 	clone    proto.Message
 	splices  []splice
@@ -60,31 +63,47 @@ type Field struct {
 	Role Role
 	// Shadowed says that decoders drop this occurrence, because another one of
 	// the same singular field, oneof or map key follows, or because it is a raw
-	// entry that no tensor takes, or what follows in one after a length that
+	// entry beyond the last tensor, or what follows in one after a length that
 	// lies; or that it was deleted.
 	Shadowed bool
 	// Tensor is the index in Message.Tensors of the tensor that the field
 	// belongs to, or -1.
 	Tensor int32
 
-	f      *field
-	node   int32
-	edited bool   // value holds what was set
-	gone   bool   // deleted
-	bare   bool   // raw data without a length prefix
-	pos    int    // where its tag or length prefix starts; its rank if walked
-	value  span   // of text
-	num    uint64 // of a number: an integer sign-extended, a float's bits
+	gone  bool // deleted
+	bare  bool // raw data without a length prefix
+	node  int32
+	f     *field
+	pos   int32  // where its tag or length prefix starts; its rank if walked
+	set   int32  // index of what was set in values, + 1; 0 if nothing was
+	value span   // of text, as it came
+	num   uint64 // of a number: an integer sign-extended, a float's bits
 }
 
 // span is a piece of the message. In a walked message off is the index in the
-// list, or for an element of a raw entry its offset there.
+// list, or for an element of a raw entry its offset there. Spans and what holds
+// them are small because they are what a scan writes, and clears again.
 type span struct {
-	view   []byte // nil if it lies in several buffers, until somebody asks
-	off, n int
+	first  *byte // nil if it is empty, or lies in several buffers and nobody has asked yet
+	off, n int32
 }
 
-func (s span) end() int { return s.off + s.n }
+// maxSize is the most bytes of a message; gRPC's own limit is twice that.
+const maxSize = math.MaxInt32
+
+func spanOf(view []byte, off int) span {
+	return span{unsafe.SliceData(view), int32(off), int32(len(view))}
+}
+
+// view is the span's bytes; false if they lie in several buffers.
+func (s *span) view() ([]byte, bool) {
+	if s.first == nil {
+		return nil, s.n == 0
+	}
+	return unsafe.Slice(s.first, s.n), true
+}
+
+func (s *span) end() int { return int(s.off) + int(s.n) }
 
 // Tensor is one tensor of an Open Inference Protocol message.
 type Tensor struct {
@@ -96,12 +115,12 @@ type Tensor struct {
 	// Shadowed says that decoders drop the message that the tensor is in.
 	Shadowed bool
 
+	text     bool // has typed elements that are text
 	node     int32
 	group    int32 // the message that the tensor and its raw entry are in
+	raw      int32 // index of the raw entry, or -1
 	datatype span
 	count    int64 // typed elements
-	text     bool  // has typed elements that are text
-	raw      int32 // index of the raw entry, or -1
 }
 
 // node is one occurrence of a message, map entry or raw tensor.
@@ -112,19 +131,17 @@ type node struct {
 	tensor int32
 	first  int32 // of an instance: the next tensor to take a raw entry
 	raws   int32 // of an instance: its raw entries
-	slots  int   // of an instance: its first slot
-	dead   bool  // dropped by decoders, or deleted
-	done   bool  // scratch of edits
-	delta  int   // scratch of edits
+	slots  int32 // of an instance: its first slot
 
-	pos      int // where the tag starts
-	size     int // where the length starts
-	off, end int // the value; off is the index in the list if walked
+	pos      int32 // where the tag starts
+	size     int32 // where the length starts
+	off, end int32 // the value; off is the index in the list if walked
 
+	delta int32  // scratch of edits
+	dead  bool   // dropped by decoders, or deleted
+	done  bool   // scratch of edits
 	label span   // the map key, or the name of the tensor or output
 	key   uint64 // the map key, if it is a number
-
-	msg protoreflect.Message // if walked
 }
 
 // slot is the last occurrence of a singular field or oneof.
@@ -138,9 +155,8 @@ type rawEntry struct {
 	f      *field
 	node   int32
 	tensor int32 // -1 if it belongs to none
-	pos    int
-	size   int
-	at     cursor // stands at the value
+	pos    int32
+	size   int32
 	value  span
 }
 
@@ -154,7 +170,9 @@ type run struct {
 }
 
 func (m *Message) reset(p *Program) {
-	m.Release()
+	if m.prog != nil || m.Edited() {
+		m.Release()
+	}
 	m.prog, m.left = p, p.opts.MaxFields
 }
 
@@ -164,15 +182,18 @@ func (m *Message) Release() {
 	clear(m.Fields)
 	clear(m.Tensors)
 	clear(m.nodes)
+	clear(m.msgs)
 	clear(m.raws)
 	clear(m.runs)
 	clear(m.keys)
 	clear(m.splices)
+	clear(m.values)
 	m.Fields, m.Tensors, m.Unknown = m.Fields[:0], m.Tensors[:0], 0
 	m.nodes, m.slots, m.raws, m.runs = m.nodes[:0], m.slots[:0], m.raws[:0], m.runs[:0]
 	m.entries, m.keys, m.splices = m.entries[:0], m.keys[:0], m.splices[:0]
-	m.starts = m.starts[:0]
-	m.raw, m.typed, m.size = nil, nil, 0
+	m.starts, m.msgs = m.starts[:0], m.msgs[:0]
+	m.values = m.values[:0]
+	m.prog, m.raw, m.typed, m.size = nil, nil, nil, 0
 	m.killed, m.edited, m.appended, m.clone = false, false, nil, nil
 }
 
@@ -192,15 +213,33 @@ func (m *Message) Bytes(f *Field) []byte {
 	if !m.IsString(f) {
 		return nil
 	}
+	if f.set > 0 {
+		return m.values[f.set-1]
+	}
 	return m.bytes(&f.value)
 }
 
 // bytes is the span's value.
 func (m *Message) bytes(s *span) []byte {
-	if s.view == nil {
-		s.view = m.copyOut(make([]byte, s.n), s.off)
+	if s.n == 0 {
+		return []byte{}
 	}
-	return s.view
+	if s.first == nil {
+		s.first = unsafe.SliceData(m.copyOut(make([]byte, s.n), int(s.off)))
+	}
+	return unsafe.Slice(s.first, s.n)
+}
+
+// at is a cursor at the beginning of the span.
+func (m *Message) at(s *span) cursor {
+	b, ok := s.view()
+	switch {
+	case !ok:
+		return m.seek(int(s.off))
+	case m.typed != nil:
+		return cursor{b: b}
+	}
+	return cursor{b: b, pos: int(s.off)}
 }
 
 // copyOut fills dst with the message's bytes from off on.
@@ -408,10 +447,10 @@ func (m *Message) Ints(dst []int64, t *Tensor, max int) []int64 {
 	}
 	if t.raw >= 0 {
 		r := &m.raws[t.raw]
-		n := min(max, r.value.n/dt.size)
-		b := r.value.view
-		if b == nil {
-			b = m.copyOut(make([]byte, n*dt.size), r.value.off)
+		n := min(max, int(r.value.n)/dt.size)
+		b, ok := r.value.view()
+		if !ok {
+			b = m.copyOut(make([]byte, n*dt.size), int(r.value.off))
 		}
 		for i := range n {
 			dst = append(dst, dt.int(b[i*dt.size:]))
@@ -425,13 +464,13 @@ func (m *Message) Ints(dst []int64, t *Tensor, max int) []int64 {
 			continue
 		}
 		if m.typed != nil {
-			msg := m.nodes[r.node].msg
+			msg := m.msgs[r.node]
 			for l, i := msg.Get(own(msg, r.f)).List(), 0; i < l.Len() && max > 0; i, max = i+1, max-1 {
 				dst = append(dst, saturate(r.f.kind, numberOf(r.f.kind, l.Get(i))))
 			}
 			continue
 		}
-		for c := m.seek(r.value.off); c.pos < r.value.end() && max > 0; max-- {
+		for c := m.seek(int(r.value.off)); c.pos < r.value.end() && max > 0; max-- {
 			v, _, _ := c.number(r.f)
 			v, _ = normal(r.f.kind, v)
 			dst = append(dst, saturate(r.f.kind, v))

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	fieldsv1 "github.com/sluicegate/sluice/proto/gen/sluice/fields/v1"
@@ -32,6 +31,10 @@ type Options struct {
 	// Text is the role of the elements of BYTES tensors: Prompt for requests,
 	// Output for responses. Zero is Parameter.
 	Text Role
+	// Omit are roles of fields that the caller does not read: they are checked as
+	// all others are, but are not among Message.Fields. A tensor's name names it
+	// all the same. Elements of tensors are never left out.
+	Omit []Role
 	// Strict refuses what decoders are known to read differently, and tensors
 	// whose data do not fit their shape. It is for requests.
 	Strict bool
@@ -100,6 +103,17 @@ const (
 	useNumbers      // count it as elements of the tensor
 )
 
+// form is how a field lies on the wire.
+type form uint8
+
+const (
+	formNumber  form = iota // a single number
+	formNumbers             // repeated numbers
+	formText                // a string or bytes, single or repeated
+	formMessage
+	formMap
+)
+
 // field is one field of a table.
 type field struct {
 	desc   protoreflect.FieldDescriptor
@@ -115,11 +129,9 @@ type field struct {
 	slot   int // of a singular field, shared by the members of a oneof
 	role   Role
 	use    use
+	form   form
 	sub    *table // of a message; of a map, its entry
 }
-
-// numeric reports whether a repeated field of this kind can be packed.
-func (f *field) numeric() bool { return f.wire != protowire.BytesType }
 
 // RoleOf is the role of a field: the overlay's, else that of the option in its
 // descriptor, else Parameter for a string or bytes field, because text that
@@ -140,8 +152,8 @@ func explicitRole(fd protoreflect.FieldDescriptor, overlay map[protoreflect.Full
 	if r, ok := overlay[fd.FullName()]; ok {
 		return r
 	}
-	opts, ok := fd.Options().(proto.Message)
-	if !ok || opts == nil || !opts.ProtoReflect().IsValid() {
+	opts := fd.Options()
+	if opts == nil || !opts.ProtoReflect().IsValid() {
 		return None
 	}
 	// The extension's Go type depends on who parsed the descriptor: ours, a
@@ -281,9 +293,11 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 	var err error
 	switch {
 	case f.isMap:
+		f.form = formMap
 		f.sub, err = c.mapEntry(fd, cmp.Or(given, inherit))
 		return f, err
 	case f.kind == protoreflect.MessageKind:
+		f.form = formMessage
 		sub := plain
 		switch given {
 		case fieldsv1.Role_ROLE_TENSOR:
@@ -298,6 +312,12 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 	}
 
 	text := f.kind == protoreflect.StringKind || f.kind == protoreflect.BytesKind
+	switch {
+	case text:
+		f.form = formText
+	case f.list:
+		f.form = formNumbers
+	}
 	f.role, f.use = given, useValue
 	switch {
 	case given == fieldsv1.Role_ROLE_TENSOR_NAME, given == Identifier && pl == requested && !f.list:
@@ -320,6 +340,14 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 	default:
 		f.use = useNone
 	}
+	if slices.Contains(c.opts.Omit, f.role) {
+		switch f.use {
+		case useValue:
+			f.role, f.use = None, useNone
+		case useName, useDatatype:
+			f.role = None
+		}
+	}
 	return f, nil
 }
 
@@ -332,7 +360,7 @@ func (c *compiler) mapEntry(fd protoreflect.FieldDescriptor, role Role) (*table,
 	}
 	k := t.low[1]
 	k.role, k.use = None, useKey
-	if k.kind == protoreflect.StringKind {
+	if k.kind == protoreflect.StringKind && !slices.Contains(c.opts.Omit, Identifier) {
 		k.role = Identifier
 	}
 	return t, nil

@@ -366,6 +366,14 @@ func TestLimits(t *testing.T) {
 			t.Errorf("got %v, want too large", err)
 		}
 	})
+	t.Run("2 GiB", func(t *testing.T) { // the same megabyte again and again
+		p := compile(t, inference("ModelInferRequest"), Options{})
+		var m Message
+		err := p.Scan(&m, slices.Repeat(one(make([]byte, 1<<20)), 2048))
+		if kindOf(err) != TooLarge {
+			t.Errorf("got %v, want too large", err)
+		}
+	})
 	t.Run("walked depth", func(t *testing.T) {
 		msg := dynamicpb.NewMessage(md)
 		if err := proto.Unmarshal(nested(9), msg); err != nil {
@@ -463,6 +471,61 @@ func TestPathsAndKeys(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(ints), fmt.Sprint(map[string]int64{"max_tokens": 17, "big": math.MaxInt64, "flag": 1, "classification": 3}); got != want {
 		t.Errorf("integers are %s, want %s", got, want)
+	}
+}
+
+func TestOmit(t *testing.T) {
+	md := inference("ModelInferResponse")
+	b := cat(
+		str(1, "m"), str(2, "1"), str(3, "id"),
+		sub(4, str(1, "note"), sub(2, str(3, "x"))),
+		tensorOf("OUT", "BYTES", []uint64{1}, sub(4, str(1, "kind"), sub(2, vi(2, 3)))),
+		str(6, string(rawStrings(1, "hi"))))
+	want := []string{
+		`id ROLE_REQUEST_ID t-1 "id" key=""`,
+		`parameters.note ROLE_PARAMETER t-1 "x" key="note"`,
+		`outputs.OUT.parameters.kind ROLE_PARAMETER t0 "3" key="kind"`,
+		`outputs.OUT ROLE_OUTPUT t0 "hi" key="OUT"`,
+		`tensor OUT BYTES 1 shm=false shadowed=false ints=[]`,
+		`unknown 0`,
+	}
+	opts := Options{Text: Output, Omit: []Role{Identifier, Model, ModelVersion}, Strict: true}
+	p := compile(t, md, opts)
+	var m Message
+	if err := p.Scan(&m, one(b)); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(&m); !slices.Equal(got, want) {
+		t.Errorf("scanned: got %q, want %q", got, want)
+	}
+	msg := dynamicpb.NewMessage(md)
+	if err := proto.Unmarshal(b, msg); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Walk(&m, msg); err != nil {
+		t.Fatal(err)
+	}
+	if got := show(&m); !slices.Equal(got, want) {
+		t.Errorf("walked: got %q, want %q", got, want)
+	}
+	opts.Omit = append(opts.Omit, Output)
+	if err := compile(t, md, opts).Scan(&m, one(b)); err != nil || !slices.Equal(show(&m), want) {
+		t.Errorf("an element is left out: %v, %q", err, show(&m))
+	}
+
+	for _, tt := range []struct {
+		name string
+		b    []byte
+		want Kind
+	}{
+		{"what is left out stands twice", cat(str(1, "m"), str(1, "m")), Ambiguous},
+		{"a map key that is left out stands twice", cat(sub(4, str(1, "k")), sub(4, str(1, "k"))), Ambiguous},
+		{"what is left out is not UTF-8", str(2, "\xff"), Malformed},
+		{"what is left out is cut off", cat(tag(1, protowire.BytesType), []byte{9, 'm'}), Malformed},
+	} {
+		if err := p.Scan(&m, one(tt.b)); kindOf(err) != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
+		}
 	}
 }
 

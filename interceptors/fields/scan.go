@@ -3,7 +3,6 @@ package fields
 import (
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -86,11 +85,17 @@ func (p *Program) Scan(m *Message, data mem.BufferSlice) error {
 		return err
 	}
 	root.tensor = -1
-	if err := s.message(p.root, 0, math.MaxInt); err != nil {
+	// The end is not known before it is reached: to add up 512 buffers would take
+	// longer than to scan the tensor that lies in them.
+	err = s.message(p.root, 0, maxSize)
+	if (err != nil || s.c.more()) && data.Len() > maxSize {
+		return m.fail(TooLarge, 0, nil, tooLong)
+	}
+	if err != nil {
 		return err
 	}
 	m.size = s.c.pos
-	m.nodes[0].end = m.size
+	m.nodes[0].end = int32(m.size)
 	return m.finish()
 }
 
@@ -110,6 +115,7 @@ const (
 	badVarint  = "a varint is cut off or longer than 64 bits"
 	longVarint = "a varint is longer than it needs to be"
 	notUTF8    = "a string is not valid UTF-8"
+	tooLong    = "it is longer than 2 GiB"
 )
 
 // varint reads a tag or a length.
@@ -214,9 +220,10 @@ func (s *scanner) node(f *field, at int32, slots int, same int32) (n *node, err 
 		n.inst, n.slots = m.nodes[same].inst, m.nodes[same].slots
 		return n, nil
 	}
-	n.inst, n.slots = int32(len(m.nodes)-1), len(m.slots)
-	m.slots = slices.Grow(m.slots, slots)[:n.slots+slots]
-	clear(m.slots[n.slots:])
+	n.inst, n.slots = int32(len(m.nodes)-1), int32(len(m.slots))
+	for range slots { // few: quicker than to grow and clear
+		m.slots = append(m.slots, slot{})
+	}
 	return n, nil
 }
 
@@ -232,8 +239,9 @@ func (s *scanner) part(f *field, at int32, pos, end int, same int32) (i int32, s
 		return 0, 0, err
 	}
 	n.tensor = s.m.nodes[at].tensor
-	n.pos, n.size, n.off, n.end = pos, size, s.c.pos, s.c.pos+length
-	return int32(len(s.m.nodes) - 1), n.end, nil
+	stop = s.c.pos + length
+	n.pos, n.size, n.off, n.end = int32(pos), int32(size), int32(s.c.pos), int32(stop)
+	return int32(len(s.m.nodes) - 1), stop, nil
 }
 
 // message reads the fields of the node at up to end.
@@ -246,8 +254,8 @@ func (s *scanner) message(t *table, at int32, end int) error {
 	for s.c.pos < end {
 		s.at, s.f = at, nil
 		if len(s.c.b) == 0 && !s.c.more() {
-			if end == math.MaxInt {
-				break
+			if at == 0 {
+				break // the end of the message itself
 			}
 			return s.fail(Malformed, truncated)
 		}
@@ -263,24 +271,24 @@ func (s *scanner) message(t *table, at int32, end int) error {
 			return s.fail(Malformed, "a tag is cut off or has an invalid field number")
 		}
 		f := t.field(protowire.Number(num))
-		if f == nil || typ != f.wire && !(f.list && f.numeric() && typ == protowire.BytesType) {
+		if f == nil || typ != f.wire && !(f.form == formNumbers && typ == protowire.BytesType) {
 			if err := s.unknown(f, num, typ, end); err != nil {
 				return err
 			}
 			continue
 		}
 		s.f = f
-		if s.strict && f.list && f.numeric() && f.packed != (typ == protowire.BytesType) {
+		if s.strict && f.form == formNumbers && f.packed != (typ == protowire.BytesType) {
 			return s.fail(Ambiguous, "a repeated number is packed where serialisers do not pack it, or the other way round")
 		}
-		switch {
-		case f.sub == nil && !f.numeric():
+		switch f.form {
+		case formText:
 			err = s.text(f, at, pos, end)
-		case f.isMap:
+		case formMap:
 			err = s.mapEntry(f, at, pos, end)
-		case f.sub != nil:
+		case formMessage:
 			err = s.child(f, at, pos, end)
-		case f.numeric() && f.list:
+		case formNumbers:
 			err = s.numbers(f, at, end, typ == protowire.BytesType)
 		default:
 			err = s.single(f, at, pos)
@@ -314,7 +322,7 @@ func (s *scanner) unknown(f *field, num uint64, typ protowire.Type, end int) err
 
 // skip passes the value of an unknown field.
 func (s *scanner) skip(num uint64, typ protowire.Type, end int) error {
-	ok := true
+	var ok bool
 	switch typ {
 	case protowire.VarintType:
 		_, _, ok = s.c.varint()
@@ -369,32 +377,29 @@ func (s *scanner) group(num uint64, end int) error {
 }
 
 // claim is called before an occurrence of a singular field is remembered. It
-// finds the field's slot, and drops the occurrence that this one replaces.
-// same is the node of the same message that this one goes on with, or -1.
-func (s *scanner) claim(f *field, at int32) (i int, same int32, err error) {
+// finds the field's slot, -1 if it has none, and whether it is taken: then
+// again is to be called.
+func (m *Message) claim(f *field, at int32) (i int, taken bool) {
 	if f.slot < 0 {
-		return -1, -1, nil
+		return -1, false
 	}
-	m := s.m
-	i = m.nodes[at].slots + f.slot
-	if m.slots[i].num == 0 {
-		return i, -1, nil
-	}
-	return s.again(f, i)
+	i = int(m.nodes[at].slots) + f.slot
+	return i, m.slots[i].num != 0
 }
 
-// again is claim for a slot that is taken.
-func (s *scanner) again(f *field, i int) (_ int, same int32, err error) {
+// again drops the occurrence in slot i that one of the field f replaces. same is
+// the node of the same message that this one goes on with, or -1.
+func (s *scanner) again(f *field, i int) (same int32, err error) {
 	m := s.m
 	old := m.slots[i]
 	if s.strict {
 		if old.num != int32(f.num) {
-			return 0, 0, s.fail(Ambiguous, "more than one member of a oneof is set")
+			return 0, s.fail(Ambiguous, "more than one member of a oneof is set")
 		}
-		return 0, 0, s.fail(Ambiguous, "a field that can stand once stands twice")
+		return 0, s.fail(Ambiguous, "a field that can stand once stands twice")
 	}
 	if f.sub != nil && old.num == int32(f.num) {
-		return i, -old.ref - 1, nil
+		return -old.ref - 1, nil
 	}
 	switch {
 	case old.ref > 0:
@@ -402,15 +407,19 @@ func (s *scanner) again(f *field, i int) (_ int, same int32, err error) {
 	case old.ref < 0:
 		m.nodes[-old.ref-1].dead, m.killed = true, true
 	}
-	return i, -1, nil
+	return -1, nil
 }
 
 // child reads a sub-message.
 func (s *scanner) child(f *field, at int32, pos, end int) error {
 	m := s.m
-	i, same, err := s.claim(f, at)
-	if err != nil {
-		return err
+	i, taken := m.claim(f, at)
+	same := int32(-1)
+	if taken {
+		var err error
+		if same, err = s.again(f, i); err != nil {
+			return err
+		}
 	}
 	mark := len(m.slots)
 	ni, stop, err := s.part(f, at, pos, end, same)
@@ -445,7 +454,9 @@ func (m *Message) enter(f *field, n int32) error {
 		m.nodes[group].first = int32(len(m.Tensors)) + 1
 	}
 	m.nodes[n].tensor = int32(len(m.Tensors))
-	m.Tensors = append(m.Tensors, Tensor{Elements: 1, node: n, group: group, raw: -1})
+	var t *Tensor
+	m.Tensors, t = grown(m.Tensors)
+	t.Elements, t.node, t.group, t.raw = 1, n, group, -1
 	return nil
 }
 
@@ -467,7 +478,7 @@ func (s *scanner) mapEntry(f *field, at int32, pos, end int) error {
 		if err != nil {
 			return err
 		}
-		x.pos, x.value.off = stop, stop
+		x.pos, x.value.off = int32(stop), int32(stop)
 	}
 	m.slots = m.slots[:mark]
 	m.named(ni)
@@ -487,9 +498,11 @@ func (m *Message) named(n int32) {
 // single reads a singular number.
 func (s *scanner) single(f *field, at int32, pos int) error {
 	m := s.m
-	i, _, err := s.claim(f, at)
-	if err != nil {
-		return err
+	i, taken := m.claim(f, at)
+	if taken {
+		if _, err := s.again(f, i); err != nil {
+			return err
+		}
 	}
 	v, err := s.number(f)
 	if err != nil {
@@ -504,7 +517,7 @@ func (s *scanner) single(f *field, at int32, pos int) error {
 		if err != nil {
 			return err
 		}
-		x.pos, x.num, x.value.off = pos, v, s.c.pos
+		x.pos, x.num, x.value.off = int32(pos), v, int32(s.c.pos)
 		ref = int32(len(m.Fields))
 	}
 	m.slots[i] = slot{int32(f.num), ref}
@@ -563,7 +576,7 @@ func (s *scanner) numbers(f *field, at int32, end int, packed bool) error {
 		if err := m.spend(at, f); err != nil {
 			return err
 		}
-		m.runs = append(m.runs, run{f: f, node: at, tensor: t, packed: packed, value: span{off: start, n: s.c.pos - start}})
+		m.runs = append(m.runs, run{f: f, node: at, tensor: t, packed: packed, value: span{off: int32(start), n: int32(s.c.pos - start)}})
 	}
 	return nil
 }
@@ -571,24 +584,26 @@ func (s *scanner) numbers(f *field, at int32, end int, packed bool) error {
 // text reads a string or bytes field.
 func (s *scanner) text(f *field, at int32, pos, end int) error {
 	m := s.m
-	i, _, err := s.claim(f, at)
-	if err != nil {
-		return err
-	}
 	if f.use == useRaw {
 		return s.raw(f, at, pos, end)
 	}
-	v, ok := s.c.short(end)
-	switch {
-	case !ok:
+	i, taken := m.claim(f, at)
+	if taken {
+		if _, err := s.again(f, i); err != nil {
+			return err
+		}
+	}
+	var v span
+	switch b := s.c.short(end); {
+	case b == nil:
+		var err error
 		if v, err = s.value(f, end); err != nil {
 			return err
 		}
-	case f.utf8 && !utf8.Valid(v.view):
+	case f.utf8 && !utf8.Valid(b):
 		return s.fail(Malformed, notUTF8)
-	}
-	if f.use == useNone {
-		return nil
+	default:
+		v = spanOf(b, s.c.pos-len(b))
 	}
 	ref := int32(0)
 	if f.role != None {
@@ -596,13 +611,15 @@ func (s *scanner) text(f *field, at int32, pos, end int) error {
 		if err != nil {
 			return err
 		}
-		x.pos, x.value = pos, v
+		x.pos, x.value = int32(pos), v
 		ref = int32(len(m.Fields))
 	}
 	if i >= 0 {
 		m.slots[i] = slot{int32(f.num), ref}
 	}
-	m.noted(f, at, v)
+	if f.use > useValue {
+		m.noted(f, at, v)
+	}
 	return nil
 }
 
@@ -617,8 +634,10 @@ func (s *scanner) value(f *field, end int) (v span, err error) {
 	if !ok {
 		return v, s.fail(Malformed, truncated)
 	}
-	if f.utf8 && !(v.view != nil && utf8.Valid(v.view) || v.view == nil && begin.validUTF8(n)) {
-		return v, s.fail(Malformed, notUTF8)
+	if f.utf8 {
+		if b, ok := v.view(); !(ok && utf8.Valid(b) || !ok && begin.validUTF8(n)) {
+			return v, s.fail(Malformed, notUTF8)
+		}
 	}
 	return v, nil
 }
@@ -631,10 +650,6 @@ func (s *scanner) raw(f *field, at int32, pos, end int) error {
 	if err != nil {
 		return err
 	}
-	if n > 0 {
-		s.c.more() // so that begin stands where the value does
-	}
-	begin := s.c
 	v, ok := s.c.take(n)
 	if !ok {
 		return s.fail(Malformed, truncated)
@@ -642,7 +657,7 @@ func (s *scanner) raw(f *field, at int32, pos, end int) error {
 	if err := m.spend(at, f); err != nil {
 		return err
 	}
-	m.addRaw(rawEntry{f: f, node: at, pos: pos, size: size, at: begin, value: v})
+	m.addRaw(f, at, int32(pos), int32(size), v)
 	return nil
 }
 
@@ -660,8 +675,9 @@ func (m *Message) noted(f *field, at int32, v span) {
 	}
 }
 
-func (m *Message) addRaw(r rawEntry) {
-	r.tensor = -1
-	m.raws = append(m.raws, r)
-	m.nodes[m.nodes[r.node].inst].raws++
+func (m *Message) addRaw(f *field, at int32, pos, size int32, v span) {
+	var r *rawEntry
+	m.raws, r = grown(m.raws)
+	r.f, r.node, r.tensor, r.pos, r.size, r.value = f, at, -1, pos, size, v
+	m.nodes[m.nodes[at].inst].raws++
 }

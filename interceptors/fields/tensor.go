@@ -141,13 +141,19 @@ func (m *Message) elements(r *rawEntry) error {
 	if err := m.spend(r.node, r.f); err != nil {
 		return err
 	}
-	m.nodes = append(m.nodes, node{f: r.f, parent: r.node, inst: n, tensor: r.tensor, label: span{view: []byte{}},
-		pos: r.pos, size: r.size, off: r.value.off, end: r.value.end()})
-	c, end := r.at, r.at.pos+r.value.n
+	var x *node
+	m.nodes, x = grown(m.nodes)
+	x.f, x.parent, x.inst, x.tensor = r.f, r.node, n, r.tensor
+	x.pos, x.size, x.off, x.end = r.pos, r.size, r.value.off, int32(r.value.end())
+	c := m.at(&r.value)
+	end := c.pos + int(r.value.n)
 	count := int64(0)
 	bare := false
+	shadowed := false
 	if r.tensor < 0 {
-		bare = !wellFormed(c, end)
+		// Beyond the last tensor no server reads an entry. Beside typed contents it
+		// depends on the server which of the two is read.
+		bare, shadowed = !wellFormed(c, end), !m.hasTyped(m.nodes[r.node].inst)
 	} else {
 		bare = datatype(m.Datatype(&m.Tensors[r.tensor])).size < 0
 	}
@@ -160,9 +166,11 @@ func (m *Message) elements(r *rawEntry) error {
 		rank := m.rank(r, c.pos)
 		c = next
 		v, _ := c.take(int(size))
-		if _, err := m.element(r, n, rank, v); err != nil {
+		x, err := m.element(r, n, rank, v)
+		if err != nil {
 			return err
 		}
+		x.Shadowed = shadowed
 		count++
 	}
 	if strict && c.pos < end {
@@ -179,21 +187,29 @@ func (m *Message) elements(r *rawEntry) error {
 		if err != nil {
 			return err
 		}
-		x.bare, x.Shadowed = true, x.Shadowed || !bare
+		x.bare, x.Shadowed = true, shadowed || !bare
 	}
 	return nil
 }
 
-// element remembers an element of a raw entry, whose node is n. An entry that
-// belongs to no tensor is read by no server, so it counts as shadowed, but it
-// is shown.
-func (m *Message) element(r *rawEntry, n int32, rank int, v span) (*Field, error) {
+// element remembers an element of a raw entry, whose node is n.
+func (m *Message) element(r *rawEntry, n int32, rank int32, v span) (*Field, error) {
 	x, err := m.add(r.f, n)
 	if err != nil {
 		return nil, err
 	}
-	x.Shadowed, x.pos, x.value = r.tensor < 0, rank, v
+	x.pos, x.value = rank, v
 	return x, nil
+}
+
+// hasTyped reports whether a tensor of the message has typed contents.
+func (m *Message) hasTyped(group int32) bool {
+	for i := range m.Tensors {
+		if t := &m.Tensors[i]; t.group == group && t.count > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // wellFormed reports whether the bytes up to end are elements of a BYTES tensor.
@@ -209,11 +225,11 @@ func wellFormed(c cursor, end int) bool {
 }
 
 // rank is where an element at pos stands among the fields.
-func (m *Message) rank(r *rawEntry, pos int) int {
+func (m *Message) rank(r *rawEntry, pos int) int32 {
 	if m.typed != nil {
 		return r.pos
 	}
-	return pos
+	return int32(pos)
 }
 
 // bury marks what is in dead messages.

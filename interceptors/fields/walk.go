@@ -22,7 +22,7 @@ func (p *Program) Walk(m *Message, msg proto.Message) error {
 	m.reset(p)
 	m.typed = msg
 	w := walker{m: m, depth: p.opts.MaxDepth}
-	m.nodes = append(m.nodes, node{parent: -1, tensor: -1})
+	m.nodes, m.msgs = append(m.nodes, node{parent: -1, tensor: -1}), append(m.msgs, nil)
 	if err := w.message(p.root, 0, msg.ProtoReflect()); err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func (p *Program) Walk(m *Message, msg proto.Message) error {
 type walker struct {
 	m     *Message
 	depth int
-	pos   int // rank of the next field
+	pos   int32 // rank of the next field
 }
 
 // own is msg's own descriptor of the field f; nil if it has none.
@@ -50,7 +50,7 @@ func (w *walker) message(t *table, at int32, msg protoreflect.Message) error {
 		return m.fail(TooLarge, at, nil, "messages nest too deep")
 	}
 	w.depth--
-	m.nodes[at].msg = msg
+	m.msgs[at] = msg
 	for b := msg.GetUnknown(); len(b) > 0; m.Unknown++ {
 		_, _, n := protowire.ConsumeField(b)
 		if n < 0 {
@@ -102,7 +102,7 @@ func (w *walker) field(f *field, at int32, v protoreflect.Value) error {
 		if err := m.spend(at, f); err != nil {
 			return err
 		}
-		m.runs = append(m.runs, run{f: f, node: at, tensor: t, value: span{n: v.List().Len()}})
+		m.runs = append(m.runs, run{f: f, node: at, tensor: t, value: span{n: int32(v.List().Len())}})
 		return nil
 	case f.use == useShape:
 		l, t := v.List(), &m.Tensors[m.nodes[at].tensor]
@@ -139,7 +139,8 @@ func (w *walker) node(f *field, at int32, i int) (int32, error) {
 		return 0, err
 	}
 	n := int32(len(m.nodes))
-	m.nodes = append(m.nodes, node{f: f, parent: at, inst: n, tensor: m.nodes[at].tensor, off: i})
+	m.nodes = append(m.nodes, node{f: f, parent: at, inst: n, tensor: m.nodes[at].tensor, off: int32(i)})
+	m.msgs = append(m.msgs, nil)
 	return n, nil
 }
 
@@ -164,7 +165,7 @@ func (w *walker) mapField(f *field, at int32, entries protoreflect.Map) error {
 		if err != nil {
 			return err
 		}
-		m.nodes[n].msg = m.nodes[at].msg
+		m.msgs[n] = m.msgs[at]
 		if err := w.scalar(key, n, k.Value(), 0); err != nil {
 			return err
 		}
@@ -197,7 +198,7 @@ func (w *walker) scalar(f *field, at int32, v protoreflect.Value, i int) error {
 			if err != nil {
 				return err
 			}
-			x.pos, x.num, x.value.off = w.pos, num, i
+			x.pos, x.num, x.value.off = w.pos, num, int32(i)
 		}
 		return nil
 	}
@@ -208,15 +209,21 @@ func (w *walker) scalar(f *field, at int32, v protoreflect.Value, i int) error {
 	} else {
 		view = v.Bytes()
 	}
-	value := span{view: view, off: i, n: len(view)}
+	if len(view) > maxSize {
+		return m.fail(TooLarge, at, f, tooLong)
+	}
+	value := spanOf(view, i)
 	if f.use == useRaw {
 		if err := m.spend(at, f); err != nil {
 			return err
 		}
-		m.addRaw(rawEntry{f: f, node: at, pos: w.pos, at: cursor{b: view}, value: value})
+		m.addRaw(f, at, w.pos, 0, value)
 		return nil
 	}
 	m.noted(f, at, value)
+	if f.role == None {
+		return nil
+	}
 	x, err := m.add(f, at)
 	if err != nil {
 		return err

@@ -148,7 +148,7 @@ func (a *Authority) WriteFiles(directory, name string, svid *x509svid.SVID) erro
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(directory, 0o755); err != nil {
+	if err := os.MkdirAll(directory, 0o750); err != nil {
 		return err
 	}
 	for _, file := range []struct {

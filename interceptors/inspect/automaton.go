@@ -90,7 +90,7 @@ func parsePhrases(source string, classes map[string]uint64) (*automaton, error) 
 		for i, part := range strings.FieldsFunc(def, func(r rune) bool { return r == '<' || r == '>' }) {
 			part = strings.TrimSpace(part)
 			if i%2 == 1 {
-				gap, err := strconv.Atoi(part)
+				gap, err := strconv.ParseInt(part, 10, 32)
 				if err != nil || gap < 0 || gap > 32 {
 					return nil, fail("a gap is a number from 0 to 32")
 				}

@@ -41,6 +41,7 @@
 package inspect
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -325,9 +326,9 @@ func placeOf(r fields.Role) place {
 // act runs the rules and does what they say.
 func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 	o, err := p.policy.engine.judge(texts, answer)
-	switch err {
-	case nil:
-	case errLimit:
+	switch {
+	case err == nil:
+	case errors.Is(err, errLimit):
 		return interceptors.Deny(name, interceptors.MessageTooLarge, "the message has more texts than can be inspected; send fewer elements")
 	default:
 		return &interceptors.Denial{Policy: name, Reason: interceptors.PolicyUnavailable,
@@ -343,14 +344,14 @@ func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 		if answer {
 			reason, what = interceptors.OutputRejected, "the model's answer"
 		}
-		d := interceptors.Deny(name, reason, "%s was refused by a content rule", what)
-		d.With("ruleId", strconv.Itoa(o.denied.id)).With("ruleClass", o.denied.class)
+		d := interceptors.Deny(name, reason, "%s was refused by a content rule", what).
+			With("ruleId", strconv.Itoa(o.denied.id)).With("ruleClass", o.denied.class)
 		if o.at >= 0 {
 			d.Field = plainPath(texts[o.at].name)
-			d.With("field", d.Field)
+			d = d.With("field", d.Field)
 		}
 		if answer {
-			d.With("deliveredBytes", strconv.Itoa(p.delivered))
+			d = d.With("deliveredBytes", strconv.Itoa(p.delivered))
 		}
 		return d
 	}

@@ -136,7 +136,7 @@ func (p *Policy) record(ctx context.Context, r *record) {
 	text("principal", clean(principal(c)))
 	text("tenant", clean(c.Tenant))
 	text("peer", clean(c.Peer.Address))
-	attrs = append(attrs, slog.Duration("took", time.Duration(r.seconds*float64(time.Second))))
+	attrs = append(attrs, slog.Float64("seconds", r.seconds))
 	if d := r.denial; d != nil {
 		text("field", clean(d.Field))
 		if len(d.Metadata) > 0 {

@@ -269,7 +269,7 @@ func codeOf(err error) codes.Code {
 	if err == nil {
 		return codes.OK
 	}
-	if d, ok := err.(*interceptors.Denial); ok {
+	if d, ok := err.(*interceptors.Denial); ok { //nolint:errorlint // a denial is never wrapped
 		return d.Code()
 	}
 	switch {
@@ -294,7 +294,7 @@ func errorType(err error, code codes.Code) string {
 	if err == nil {
 		return ""
 	}
-	if d, ok := err.(*interceptors.Denial); ok {
+	if d, ok := err.(*interceptors.Denial); ok { //nolint:errorlint // a denial is never wrapped
 		return string(d.Reason)
 	}
 	if _, ok := status.FromError(err); !ok && code == codes.Internal {

@@ -154,7 +154,6 @@ type stub struct {
 	event                         *interceptors.Event
 	principal, tenant             string
 	panics                        any
-	i                             *interceptors.Inference
 }
 
 func (s *stub) Name() string                   { return "stub" }

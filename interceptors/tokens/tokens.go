@@ -48,18 +48,9 @@ func (c *Counter) Add(text []byte) int64 {
 		}
 	}
 	for len(text) > 0 {
-		if b := text[0]; b < utf8.RuneSelf {
-			switch {
-			case b == ' ' || b >= '\t' && b <= '\r':
-				count += c.space(1)
-			default:
-				if c.run%longWord == 0 {
-					count++
-				}
-				c.run++
-				c.blank = 0
-			}
-			text = text[1:]
+		if text[0] < utf8.RuneSelf {
+			n, k := c.ascii(text)
+			count, text = count+n, text[k:]
 			continue
 		}
 		if !utf8.FullRune(text) {
@@ -71,6 +62,27 @@ func (c *Counter) Add(text []byte) int64 {
 		text = text[size:]
 	}
 	return count
+}
+
+// ascii counts the k bytes of text before the first that is not ASCII.
+func (c *Counter) ascii(text []byte) (count int64, k int) {
+	run, blank := c.run, c.blank // in registers: this is what most text is
+	for k < len(text) && text[k] < utf8.RuneSelf {
+		if b := text[k]; b == ' ' || b >= '\t' && b <= '\r' {
+			run, blank = 0, blank+1
+			if blank%longWord == 0 {
+				count++
+			}
+		} else {
+			if run%longWord == 0 {
+				count++
+			}
+			run, blank = run+1, 0
+		}
+		k++
+	}
+	c.run, c.blank = run, blank
+	return count, k
 }
 
 // Break ends the word in hand: what follows is another text.

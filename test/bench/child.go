@@ -103,10 +103,11 @@ func (c *child) stop() {
 		_ = c.cmd.Process.Signal(syscall.SIGTERM)
 	}
 	select {
-	case <-c.done:
+	case err := <-c.done:
+		c.done <- err
 	case <-time.After(5 * time.Second):
 		_ = c.cmd.Process.Kill()
-		<-c.done
+		c.done <- <-c.done
 	}
 }
 

@@ -173,7 +173,7 @@ func (w *world) quiet() {
 		held := 0
 		if p := g.Pools(); p != nil {
 			for _, s := range p.Snapshot() {
-				held += int(s.InUse) + int(s.Waiting)
+				held += int(s.InUse) + s.Waiting
 			}
 		}
 		if b := g.Budgets(); b != nil {

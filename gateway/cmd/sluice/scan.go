@@ -28,9 +28,6 @@ type found struct {
 	Shadowed bool    `json:"shadowed,omitempty"`
 }
 
-// leftOver is the path of raw contents beyond what the tensors take.
-const leftOver = "raw_input_contents"
-
 // scanCommand shows what inspection reads in a recorded message.
 func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags := newFlags("scan", "--method /package.Service/Method [flags] FILE", stderr,
@@ -66,11 +63,10 @@ func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var msg fields.Message
 	program := m.Request
 	if *response {
-		if program = m.Response; *strict {
-			program, err = fields.Compile(program.Descriptor(), fields.Options{Text: fields.Output, Strict: true})
-			if err != nil {
-				return fail(stderr, "scan", err)
-			}
+		// The dialect's own program leaves out what the chain does not read.
+		program, err = fields.Compile(m.Response.Descriptor(), fields.Options{Text: fields.Output, Strict: *strict})
+		if err != nil {
+			return fail(stderr, "scan", err)
 		}
 	}
 	if err := program.Scan(&msg, mem.BufferSlice{mem.SliceBuffer(data)}); err != nil {
@@ -89,9 +85,6 @@ func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			continue
 		}
 		line := found{Role: roleName(f.Role), Path: msg.Path(f), Shadowed: f.Shadowed}
-		if line.Path == leftOver {
-			line.Shadowed = false // no decoder drops it, though no tensor takes it
-		}
 		if msg.IsString(f) {
 			if v := msg.Bytes(f); utf8.Valid(v) {
 				text := string(v)

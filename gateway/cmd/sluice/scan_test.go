@@ -126,6 +126,7 @@ func TestScanFindsWhatTheDecoderFinds(t *testing.T) {
 			}
 			for _, x := range r.Texts {
 				switch {
+				case r.Case == "extra_raw_contents" && x.Path == "raw_input_contents": // no tensor's: shadowed
 				case x.Text != nil:
 					want = append(want, fmt.Sprintf("%s %x", x.Path, sha256.Sum256([]byte(*x.Text))))
 				case x.SHA256 != "":
