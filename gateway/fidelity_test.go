@@ -84,6 +84,7 @@ func TestMetadataPassesOn(t *testing.T) {
 				"binary header":    {header["h-bin"], {"\x00\xff"}},
 				"trailer":          {trailer["t"], {"1", "2"}},
 				"binary trailer":   {trailer["t-bin"], {"\xfe\x00"}},
+				"encodings":        {seen["grpc-accept-encoding"], {"gzip"}},
 				"nothing invented": {slices.Sorted(maps.Keys(seen)), {":authority", "content-type", "empty", "grpc-accept-encoding", "k", "k-bin", "user-agent"}},
 			} {
 				if !slices.Equal(got[0], got[1]) {

@@ -50,6 +50,9 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 		finish(w, err)
 		c.requests.Wait() // nothing of the call is at work when its handler returns
 	}()
+	if err := checkEncoding(w.RecvCompress()); err != nil {
+		return err
+	}
 	if call.Method.ClientStreams || call.Method.ServerStreams {
 		return c.stream()
 	}
@@ -118,7 +121,7 @@ func (c *forwarding) unary() error {
 	var header, trailer metadata.MD
 	req, resp := frame{e.Encode()}, frame{}
 	err = up.conn.Invoke(forwarded(call), call.FullMethod, &req, &resp,
-		grpc.ForceCodecV2(up.codec), grpc.Header(&header), grpc.Trailer(&trailer))
+		grpc.ForceCodecV2(up.codec), acceptGzip, grpc.Header(&header), grpc.Trailer(&trailer))
 	req.free()
 	if err != nil {
 		resp.free() // there is one if a second came
@@ -224,12 +227,15 @@ func (c *forwarding) Receive() (*interceptors.Envelope, error) {
 	}
 }
 
+func (c *forwarding) late() error {
+	return interceptors.Deny("gateway", interceptors.MessageTimeout, "the first message did not arrive within %v", c.g.firstMessage)
+}
+
 // first reads the first message, and the end of the request if the method takes
 // only one. There is a time limit: an open, silent call costs memory and must
 // cost the caller something too.
 func (c *forwarding) first() (*interceptors.Envelope, error) {
-	stop := c.call.AbortAfter(c.g.firstMessage, interceptors.Deny("gateway", interceptors.MessageTimeout,
-		"the first message did not arrive within %v", c.g.firstMessage))
+	stop := c.call.AbortAfter(c.g.firstMessage, c.late)
 	defer stop()
 	e, err := c.in.message()
 	if err != nil || c.call.Method.ClientStreams {
@@ -247,7 +253,7 @@ func (c *forwarding) Forward(e *interceptors.Envelope, i *interceptors.Inference
 	if c.cs == nil && c.err == nil {
 		c.up = c.rt.upstreams[i.Backend]
 		desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
-		c.cs, c.err = c.up.conn.NewStream(forwarded(c.call), desc, c.call.FullMethod, grpc.ForceCodecV2(c.up.codec))
+		c.cs, c.err = c.up.conn.NewStream(forwarded(c.call), desc, c.call.FullMethod, grpc.ForceCodecV2(c.up.codec), acceptGzip)
 		close(c.opened)
 	}
 	if c.err != nil {

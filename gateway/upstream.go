@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/experimental"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -13,6 +15,9 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors"
 )
+
+// acceptGzip has model servers offered the one compression that we read.
+var acceptGzip = experimental.AcceptCompressors(gzip.Name)
 
 // upstream is a model server: one connection that all calls share. More than
 // one made it slower (writes batch less).

@@ -95,7 +95,8 @@ func TestWireRefusals(t *testing.T) {
 		"silent":                          {config: "listener: {address: x, first_message_timeout: 0.05s}", open: true, want: "DeadlineExceeded MESSAGE_TIMEOUT"},
 		"silent in mid-message":           {abandoned: true, config: "listener: {address: x, first_message_timeout: 0.05s}", body: one(good)[:20], open: true, want: "DeadlineExceeded MESSAGE_TIMEOUT"},
 		"never ends":                      {config: "listener: {address: x, first_message_timeout: 0.05s}", body: one(good), open: true, unary: true, want: "DeadlineExceeded MESSAGE_TIMEOUT"},
-		"unknown encoding":                {body: one(good), md: []string{"grpc-encoding", "snappy"}, want: "Unimplemented"}, // grpc-go answers before any handler runs, and so without a reason
+		"unknown encoding":                {body: one(good), md: []string{"grpc-encoding", "snappy"}, want: "Unimplemented ENCODING_UNSUPPORTED"},
+		"an encoding nobody knows":        {body: one(good), md: []string{"grpc-encoding", "rot13"}, want: "Unimplemented"}, // grpc-go answers before any handler runs, and so without a reason
 	} {
 		t.Run(name, func(t *testing.T) {
 			var seen atomic.Int64

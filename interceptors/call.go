@@ -72,9 +72,9 @@ func (c *Call) SetContext(ctx context.Context) { c.ctx = ctx }
 // context is cancelled and the door answers with the error. Safe at any time.
 func (c *Call) Abort(err error) { c.cancel(err) }
 
-// AbortAfter aborts the call if stop is not called in time.
-func (c *Call) AbortAfter(d time.Duration, err error) (stop func() bool) {
-	return time.AfterFunc(d, func() { c.Abort(err) }).Stop
+// AbortAfter aborts the call with what why returns if stop is not called in time.
+func (c *Call) AbortAfter(d time.Duration, why func() error) (stop func() bool) {
+	return time.AfterFunc(d, func() { c.Abort(why()) }).Stop
 }
 
 // begin lets policies see the call, in order, until one refuses it.

@@ -126,7 +126,7 @@ func TestAnAbortedCallIsAnsweredWithTheReason(t *testing.T) {
 		p := &scripted{name: "p", journal: new(journal), begin: func(c *Call) error {
 			d := Deny("p", Draining, "over")
 			d.RetryAfter = time.Second
-			c.AbortAfter(time.Minute, d)
+			c.AbortAfter(time.Minute, func() error { return d })
 			return nil
 		}}
 		wait := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }

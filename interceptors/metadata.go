@@ -74,8 +74,8 @@ func beginsWith(key, prefix string) bool {
 	return true
 }
 
-// Sanitize is what a door forwards of a caller's metadata: a copy without
-// pseudo-headers, headers of the connection, headers that gRPC reserves for
+// Sanitize is what a door forwards of a caller's metadata: a copy, which shares
+// the values, without pseudo-headers, headers of the connection, headers that gRPC reserves for
 // itself ("grpc-") and those that are Untrusted. The keys of the copy are in
 // lower case.
 func Sanitize(md metadata.MD) metadata.MD {
@@ -85,7 +85,10 @@ func Sanitize(md metadata.MD) metadata.MD {
 		if key == "" || key[0] == ':' || hopByHop[lower] || strings.HasPrefix(lower, "grpc-") || Untrusted(lower) {
 			continue
 		}
-		out[lower] = append(out[lower], values...)
+		if had := out[lower]; had != nil {
+			values = append(had[:len(had):len(had)], values...) // the same key in another case
+		}
+		out[lower] = values
 	}
 	return out
 }

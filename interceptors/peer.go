@@ -2,6 +2,7 @@ package interceptors
 
 import (
 	"context"
+	"net"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -16,8 +17,8 @@ type Peer struct {
 	ID spiffeid.ID
 	// Expires is when the proof ends; zero if there is none.
 	Expires time.Time
-	// Address is the network address, for people.
-	Address string
+	// Addr is the network address, for people; nil if it is not known.
+	Addr net.Addr
 }
 
 // Verified is implemented by the AuthInfo of connections whose handshake
@@ -35,10 +36,7 @@ func PeerFrom(ctx context.Context) Peer {
 	if !ok {
 		return Peer{}
 	}
-	var out Peer
-	if p.Addr != nil {
-		out.Address = p.Addr.String()
-	}
+	out := Peer{Addr: p.Addr}
 	if v, ok := p.AuthInfo.(Verified); ok {
 		out.ID, out.Expires = v.SVID()
 	}

@@ -221,7 +221,7 @@ func TestTheStatusOfARefusedStreamHasOnePushback(t *testing.T) {
 func TestNothingIsDeliveredAfterAnAbort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &scripted{name: "p", journal: new(journal), begin: func(c *Call) error {
-			c.AbortAfter(time.Minute, Deny("p", Draining, "over"))
+			c.AbortAfter(time.Minute, func() error { return Deny("p", Draining, "over") })
 			return nil
 		}}
 		conn := guarded(t, New([]*Backend{triton(t)}, p), &model{stream: func(ss grpc.ServerStream) error {

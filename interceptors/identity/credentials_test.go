@@ -409,7 +409,7 @@ func TestGRPC(t *testing.T) {
 			t.Fatal(err)
 		}
 		svid, _ := client.GetX509SVID()
-		if seen.ID != svid.ID || !seen.Expires.Equal(svid.Certificates[0].NotAfter) || seen.Address == "" {
+		if seen.ID != svid.ID || !seen.Expires.Equal(svid.Certificates[0].NotAfter) || seen.Addr == nil {
 			t.Errorf("the server sees %+v", seen)
 		}
 		if id, _ := p.AuthInfo.(AuthInfo).SVID(); id.String() != "spiffe://sluice.test/gateway" {

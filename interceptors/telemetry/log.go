@@ -135,7 +135,9 @@ func (p *Policy) record(ctx context.Context, r *record) {
 	}
 	text("principal", clean(principal(c)))
 	text("tenant", clean(c.Tenant))
-	text("peer", clean(c.Peer.Address))
+	if a := c.Peer.Addr; a != nil {
+		text("peer", clean(a.String()))
+	}
 	attrs = append(attrs, slog.Float64("seconds", r.seconds))
 	if d := r.denial; d != nil {
 		text("field", clean(d.Field))

@@ -156,11 +156,15 @@ func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
 		if c.Method == nil {
 			span.SetAttributes(semconv.RPCMethodOriginal(clean(c.FullMethod)))
 		}
-		if host, port, err := net.SplitHostPort(c.Peer.Address); err == nil {
-			n, _ := strconv.Atoi(port)
-			span.SetAttributes(semconv.NetworkPeerAddress(clean(host)), semconv.NetworkPeerPort(n))
-		} else if c.Peer.Address != "" {
-			span.SetAttributes(semconv.NetworkPeerAddress(clean(c.Peer.Address)))
+		if a := c.Peer.Addr; a != nil {
+			host, port, err := net.SplitHostPort(a.String())
+			if err != nil {
+				host = a.String() // a Unix socket, say
+			}
+			span.SetAttributes(semconv.NetworkPeerAddress(clean(host)))
+			if n, err := strconv.Atoi(port); err == nil {
+				span.SetAttributes(semconv.NetworkPeerPort(n))
+			}
 		}
 	}
 	return &call{Policy: p, call: c, span: span, method: method}, nil

@@ -255,7 +255,7 @@ var alice = spiffeid.RequireFromString("spiffe://example.org/alice")
 func info(method string, md metadata.MD) interceptors.CallInfo {
 	return interceptors.CallInfo{
 		FullMethod: method, Metadata: md,
-		Peer: interceptors.Peer{ID: alice, Address: "127.0.0.1:4711"},
+		Peer: interceptors.Peer{ID: alice, Addr: address("127.0.0.1:4711")},
 	}
 }
 
@@ -1067,3 +1067,9 @@ func TestCarrierKeys(t *testing.T) {
 		t.Errorf("keys %q", keys)
 	}
 }
+
+// address is a network address.
+type address string
+
+func (a address) Network() string { return "tcp" }
+func (a address) String() string  { return string(a) }
