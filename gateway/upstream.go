@@ -44,7 +44,7 @@ func (u *upstream) failed(call *interceptors.Call, ss grpc.ServerStream, err err
 	}
 	passTrailer(ss, trailer)
 	if u.maskErrors {
-		return status.Error(s.Code(), "the model server reported an error")
+		return status.Error(s.Code(), interceptors.MaskedError)
 	}
 	if text := call.Unquote(s.Message()); text != s.Message() {
 		p := s.Proto()

@@ -434,6 +434,9 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 	if verdict == Deliver && i.renamed {
 		i.restore(m, r.IDField)
 	}
+	if verdict == Deliver && r.Failed && i.Backend.MaskErrors {
+		mask(m)
+	}
 	if r.Final {
 		var err error
 		if i.failed {
@@ -478,6 +481,18 @@ func (i *Inference) restore(m *fields.Message, id int) {
 		}
 		if text := string(m.Bytes(f)); strings.Contains(text, i.key) {
 			m.Set(f, []byte(i.unquote(text)))
+		}
+	}
+}
+
+// MaskedError is what a caller gets in place of the text of a model server's error.
+const MaskedError = "the model server reported an error"
+
+// mask replaces the texts of errors.
+func mask(m *fields.Message) {
+	for n := range m.Fields {
+		if f := &m.Fields[n]; f.Role == fields.ErrorText {
+			m.Set(f, []byte(MaskedError))
 		}
 	}
 }

@@ -118,6 +118,9 @@ type Backend struct {
 	AllowSharedMemory bool
 	// Datatypes are the element types that may pass; nil means every type.
 	Datatypes map[string]bool
+	// MaskErrors replaces the text of errors that the server reports in band,
+	// which may quote prompts or addresses. A door does the same for statuses.
+	MaskErrors bool
 }
 
 func (b *Backend) serves(model string) bool { return b.Models == nil || b.Models[model] }

@@ -5,7 +5,8 @@
 // machine over the life of an inference and knows nothing of transports:
 //
 //	call begins       Policy.Begin            metadata only, nothing was read yet
-//	inference begins  CallPolicy.Start        its first message is read, its model known
+//	inference begins  Authorizer.Authorize    its first message is read, its model known
+//	                  CallPolicy.Start
 //	request text      InferencePolicy.Request
 //	                  Waiter.Wait             a permit is taken last of all
 //	response text     InferencePolicy.Response

@@ -361,6 +361,7 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 			Models:            set(b.GetModels()),
 			Dialect:           d,
 			AllowSharedMemory: b.GetAllowSharedMemory(),
+			MaskErrors:        b.GetMaskErrors(),
 			Datatypes:         set(b.GetDatatypes()),
 		})
 	}

