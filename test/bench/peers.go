@@ -45,14 +45,10 @@ func peersOf(o options, dir, backend string) (peers []peer, left []string) {
 		if !chosen(o.peers, t.name) {
 			continue
 		}
-		variable := "BENCH_" + strings.ToUpper(t.name)
-		program := os.Getenv(variable)
-		if program == "" {
-			program = t.name
-		}
-		path, err := exec.LookPath(program)
+		path, err := program(t.name)
 		if err != nil {
-			left = append(left, fmt.Sprintf("%s: not measured; it is not on PATH, and %s does not name it", t.name, variable))
+			left = append(left, fmt.Sprintf("%s: not measured; test/bench/setup.sh did not install it, it is not on PATH, and BENCH_%s does not name it",
+				t.name, strings.ToUpper(t.name)))
 			continue
 		}
 		peers = append(peers, peer{t.name, false, func(string) (*child, error) {
@@ -66,6 +62,26 @@ func peersOf(o options, dir, backend string) (peers []peer, left []string) {
 		}
 	}
 	return kept, left
+}
+
+// program finds somebody else's proxy: where BENCH_NAME says, on PATH, or where
+// setup.sh puts it.
+func program(name string) (string, error) {
+	if named := os.Getenv("BENCH_" + strings.ToUpper(name)); named != "" {
+		return exec.LookPath(named)
+	}
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	cache := os.Getenv("SLUICE_CACHE")
+	if cache == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "", err
+		}
+		cache = filepath.Join(home, ".cache", "sluice")
+	}
+	return exec.LookPath(filepath.Join(cache, "bench", name))
 }
 
 // startPeer runs somebody else's proxy at a free port.
