@@ -3947,27 +3947,27 @@ const file_inference_inference_proto_rawDesc = "" +
 	"\x06models\x18\x01 \x03(\v2-.inference.RepositoryIndexResponse.ModelIndexR\x06models\x1a\x80\x01\n" +
 	"\n" +
 	"ModelIndex\x12\x18\n" +
-	"\x04name\x18\x01 \x01(\tB\x04\xd8\xe2\x18\x05R\x04name\x12\x1e\n" +
-	"\aversion\x18\x02 \x01(\tB\x04\xd8\xe2\x18\x06R\aversion\x12\x1a\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xd8\xe2\x18\x10R\x04name\x12\x1e\n" +
+	"\aversion\x18\x02 \x01(\tB\x04\xd8\xe2\x18\x11R\aversion\x12\x1a\n" +
 	"\x05state\x18\x03 \x01(\tB\x04\xd8\xe2\x18\tR\x05state\x12\x1c\n" +
-	"\x06reason\x18\x04 \x01(\tB\x04\xd8\xe2\x18\x04R\x06reason\"\xab\x02\n" +
+	"\x06reason\x18\x04 \x01(\tB\x04\xd8\xe2\x18\x04R\x06reason\"\xb1\x02\n" +
 	"\x1aRepositoryModelLoadRequest\x12-\n" +
 	"\x0frepository_name\x18\x01 \x01(\tB\x04\xd8\xe2\x18\tR\x0erepositoryName\x12#\n" +
 	"\n" +
-	"model_name\x18\x02 \x01(\tB\x04\xd8\xe2\x18\x05R\tmodelName\x12U\n" +
+	"model_name\x18\x02 \x01(\tB\x04\xd8\xe2\x18\x05R\tmodelName\x12[\n" +
 	"\n" +
-	"parameters\x18\x03 \x03(\v25.inference.RepositoryModelLoadRequest.ParametersEntryR\n" +
+	"parameters\x18\x03 \x03(\v25.inference.RepositoryModelLoadRequest.ParametersEntryB\x04\xd8\xe2\x18\x03R\n" +
 	"parameters\x1ab\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x129\n" +
 	"\x05value\x18\x02 \x01(\v2#.inference.ModelRepositoryParameterR\x05value:\x028\x01\"\x1d\n" +
-	"\x1bRepositoryModelLoadResponse\"\xaf\x02\n" +
+	"\x1bRepositoryModelLoadResponse\"\xb5\x02\n" +
 	"\x1cRepositoryModelUnloadRequest\x12-\n" +
 	"\x0frepository_name\x18\x01 \x01(\tB\x04\xd8\xe2\x18\tR\x0erepositoryName\x12#\n" +
 	"\n" +
-	"model_name\x18\x02 \x01(\tB\x04\xd8\xe2\x18\x05R\tmodelName\x12W\n" +
+	"model_name\x18\x02 \x01(\tB\x04\xd8\xe2\x18\x05R\tmodelName\x12]\n" +
 	"\n" +
-	"parameters\x18\x03 \x03(\v27.inference.RepositoryModelUnloadRequest.ParametersEntryR\n" +
+	"parameters\x18\x03 \x03(\v27.inference.RepositoryModelUnloadRequest.ParametersEntryB\x04\xd8\xe2\x18\x03R\n" +
 	"parameters\x1ab\n" +
 	"\x0fParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x129\n" +

@@ -27,6 +27,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ClientCertificate says whether callers need a client certificate.
+type ClientCertificate int32
+
+const (
+	ClientCertificate_CLIENT_CERTIFICATE_UNSPECIFIED ClientCertificate = 0
+	// A handshake without one is refused. The default.
+	ClientCertificate_CLIENT_CERTIFICATE_REQUIRED ClientCertificate = 1
+	// One is verified if the caller has it; a caller without needs a JWT-SVID.
+	ClientCertificate_CLIENT_CERTIFICATE_OPTIONAL ClientCertificate = 2
+)
+
+// Enum value maps for ClientCertificate.
+var (
+	ClientCertificate_name = map[int32]string{
+		0: "CLIENT_CERTIFICATE_UNSPECIFIED",
+		1: "CLIENT_CERTIFICATE_REQUIRED",
+		2: "CLIENT_CERTIFICATE_OPTIONAL",
+	}
+	ClientCertificate_value = map[string]int32{
+		"CLIENT_CERTIFICATE_UNSPECIFIED": 0,
+		"CLIENT_CERTIFICATE_REQUIRED":    1,
+		"CLIENT_CERTIFICATE_OPTIONAL":    2,
+	}
+)
+
+func (x ClientCertificate) Enum() *ClientCertificate {
+	p := new(ClientCertificate)
+	*p = x
+	return p
+}
+
+func (x ClientCertificate) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ClientCertificate) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_config_v1_config_proto_enumTypes[0].Descriptor()
+}
+
+func (ClientCertificate) Type() protoreflect.EnumType {
+	return &file_sluice_config_v1_config_proto_enumTypes[0]
+}
+
+func (x ClientCertificate) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ClientCertificate.Descriptor instead.
+func (ClientCertificate) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{0}
+}
+
 // Dialect is what is known of one inference API. The paths of these are the
 // same, the messages and the behaviour are not.
 type Dialect int32
@@ -73,11 +125,11 @@ func (x Dialect) String() string {
 }
 
 func (Dialect) Descriptor() protoreflect.EnumDescriptor {
-	return file_sluice_config_v1_config_proto_enumTypes[0].Descriptor()
+	return file_sluice_config_v1_config_proto_enumTypes[1].Descriptor()
 }
 
 func (Dialect) Type() protoreflect.EnumType {
-	return &file_sluice_config_v1_config_proto_enumTypes[0]
+	return &file_sluice_config_v1_config_proto_enumTypes[1]
 }
 
 func (x Dialect) Number() protoreflect.EnumNumber {
@@ -86,7 +138,119 @@ func (x Dialect) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Dialect.Descriptor instead.
 func (Dialect) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{0}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+// StoreLost is what happens when a shared store cannot be reached.
+type StoreLost int32
+
+const (
+	StoreLost_STORE_LOST_UNSPECIFIED StoreLost = 0
+	// A gateway goes on with what it holds, for as long as that is its own. The default.
+	StoreLost_STORE_LOST_HELD StoreLost = 1
+	// Nothing begins.
+	StoreLost_STORE_LOST_CLOSED StoreLost = 2
+	// Everything begins; it is counted, and told to the store when it is back.
+	StoreLost_STORE_LOST_OPEN StoreLost = 3
+)
+
+// Enum value maps for StoreLost.
+var (
+	StoreLost_name = map[int32]string{
+		0: "STORE_LOST_UNSPECIFIED",
+		1: "STORE_LOST_HELD",
+		2: "STORE_LOST_CLOSED",
+		3: "STORE_LOST_OPEN",
+	}
+	StoreLost_value = map[string]int32{
+		"STORE_LOST_UNSPECIFIED": 0,
+		"STORE_LOST_HELD":        1,
+		"STORE_LOST_CLOSED":      2,
+		"STORE_LOST_OPEN":        3,
+	}
+)
+
+func (x StoreLost) Enum() *StoreLost {
+	p := new(StoreLost)
+	*p = x
+	return p
+}
+
+func (x StoreLost) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StoreLost) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_config_v1_config_proto_enumTypes[2].Descriptor()
+}
+
+func (StoreLost) Type() protoreflect.EnumType {
+	return &file_sluice_config_v1_config_proto_enumTypes[2]
+}
+
+func (x StoreLost) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StoreLost.Descriptor instead.
+func (StoreLost) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{2}
+}
+
+// Calendar is a window that begins when the clock says so.
+type Calendar int32
+
+const (
+	Calendar_CALENDAR_UNSPECIFIED Calendar = 0
+	Calendar_CALENDAR_MINUTE      Calendar = 1
+	Calendar_CALENDAR_HOUR        Calendar = 2
+	Calendar_CALENDAR_DAY         Calendar = 3
+	Calendar_CALENDAR_MONTH       Calendar = 4
+)
+
+// Enum value maps for Calendar.
+var (
+	Calendar_name = map[int32]string{
+		0: "CALENDAR_UNSPECIFIED",
+		1: "CALENDAR_MINUTE",
+		2: "CALENDAR_HOUR",
+		3: "CALENDAR_DAY",
+		4: "CALENDAR_MONTH",
+	}
+	Calendar_value = map[string]int32{
+		"CALENDAR_UNSPECIFIED": 0,
+		"CALENDAR_MINUTE":      1,
+		"CALENDAR_HOUR":        2,
+		"CALENDAR_DAY":         3,
+		"CALENDAR_MONTH":       4,
+	}
+)
+
+func (x Calendar) Enum() *Calendar {
+	p := new(Calendar)
+	*p = x
+	return p
+}
+
+func (x Calendar) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Calendar) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_config_v1_config_proto_enumTypes[3].Descriptor()
+}
+
+func (Calendar) Type() protoreflect.EnumType {
+	return &file_sluice_config_v1_config_proto_enumTypes[3]
+}
+
+func (x Calendar) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Calendar.Descriptor instead.
+func (Calendar) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 // BudgetKey is a level of the hierarchy.
@@ -129,11 +293,11 @@ func (x BudgetKey) String() string {
 }
 
 func (BudgetKey) Descriptor() protoreflect.EnumDescriptor {
-	return file_sluice_config_v1_config_proto_enumTypes[1].Descriptor()
+	return file_sluice_config_v1_config_proto_enumTypes[4].Descriptor()
 }
 
 func (BudgetKey) Type() protoreflect.EnumType {
-	return &file_sluice_config_v1_config_proto_enumTypes[1]
+	return &file_sluice_config_v1_config_proto_enumTypes[4]
 }
 
 func (x BudgetKey) Number() protoreflect.EnumNumber {
@@ -142,7 +306,7 @@ func (x BudgetKey) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BudgetKey.Descriptor instead.
 func (BudgetKey) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 // Config is a whole configuration file.
@@ -166,7 +330,11 @@ type Config struct {
 	// Limits on what one message may hold.
 	Messages *MessageLimits `protobuf:"bytes,8,opt,name=messages,proto3" json:"messages,omitempty"`
 	// The plaintext HTTP listener for health and metrics. Absent: none.
-	Admin         *Admin `protobuf:"bytes,9,opt,name=admin,proto3" json:"admin,omitempty"`
+	Admin *Admin `protobuf:"bytes,9,opt,name=admin,proto3" json:"admin,omitempty"`
+	// What tokens cost, for budgets of money.
+	Prices []*Price `protobuf:"bytes,10,rep,name=prices,proto3" json:"prices,omitempty"`
+	// Where the accounts of budgets are kept. Absent: in memory, for the life of the process.
+	BudgetStore   *BudgetStore `protobuf:"bytes,11,opt,name=budget_store,json=budgetStore,proto3" json:"budget_store,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +428,20 @@ func (x *Config) GetMessages() *MessageLimits {
 func (x *Config) GetAdmin() *Admin {
 	if x != nil {
 		return x.Admin
+	}
+	return nil
+}
+
+func (x *Config) GetPrices() []*Price {
+	if x != nil {
+		return x.Prices
+	}
+	return nil
+}
+
+func (x *Config) GetBudgetStore() *BudgetStore {
+	if x != nil {
+		return x.BudgetStore
 	}
 	return nil
 }
@@ -400,7 +582,7 @@ func (x *Listener) GetMaxResets() uint32 {
 	return 0
 }
 
-// Identity is who we are and who may do what.
+// Identity is who we are, whom we know, and who may do what.
 type Identity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Source:
@@ -408,13 +590,33 @@ type Identity struct {
 	//	*Identity_Development
 	//	*Identity_Files
 	//	*Identity_Insecure
+	//	*Identity_WorkloadApi
 	Source isIdentity_Source `protobuf_oneof:"source"`
 	// Who may do what. No rule, no access; a deny rule that matches wins.
 	Rules []*Rule `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
 	// How the tenant (who pays) follows from the principal. "{1}" is the first
 	// path segment of the SPIFFE ID, "{trust_domain}" its trust domain.
 	// Default "{trust_domain}".
-	Tenant        string `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Tenant string `protobuf:"bytes,5,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Tenants of particular principals, asked before the template: the first that
+	// names the principal.
+	Tenants []*TenantRule `protobuf:"bytes,7,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// Whether callers need a client certificate. Default: they do.
+	ClientCertificate ClientCertificate `protobuf:"varint,8,opt,name=client_certificate,json=clientCertificate,proto3,enum=sluice.config.v1.ClientCertificate" json:"client_certificate,omitempty"`
+	// The listener speaks plaintext, because TLS ends before it; callers are known
+	// by their JWT-SVIDs. Our own identity is still what model servers see.
+	PlaintextListener bool `protobuf:"varint,9,opt,name=plaintext_listener,json=plaintextListener,proto3" json:"plaintext_listener,omitempty"`
+	// Take JWT-SVIDs in the metadata "authorization: Bearer ...". Absent: they count for nothing.
+	Jwt *JWTIdentity `protobuf:"bytes,10,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	// Take what trusted proxies say of the client certificate that they saw, in the
+	// metadata "x-forwarded-client-cert". Absent: nobody is believed.
+	Forwarded *ForwardedIdentity `protobuf:"bytes,11,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
+	// Calls in flight are judged again this often: a stream whose caller has lost
+	// access ends no later. Default 1 s.
+	Recheck *durationpb.Duration `protobuf:"bytes,12,opt,name=recheck,proto3" json:"recheck,omitempty"`
+	// How long a call in flight may go on after the SVID of its caller has expired.
+	// New calls are refused at once. 0: not at all. Default 5 min.
+	ExpiryGrace   *durationpb.Duration `protobuf:"bytes,13,opt,name=expiry_grace,json=expiryGrace,proto3" json:"expiry_grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +685,15 @@ func (x *Identity) GetInsecure() *Insecure {
 	return nil
 }
 
+func (x *Identity) GetWorkloadApi() *WorkloadAPI {
+	if x != nil {
+		if x, ok := x.Source.(*Identity_WorkloadApi); ok {
+			return x.WorkloadApi
+		}
+	}
+	return nil
+}
+
 func (x *Identity) GetRules() []*Rule {
 	if x != nil {
 		return x.Rules
@@ -497,6 +708,55 @@ func (x *Identity) GetTenant() string {
 	return ""
 }
 
+func (x *Identity) GetTenants() []*TenantRule {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+func (x *Identity) GetClientCertificate() ClientCertificate {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return ClientCertificate_CLIENT_CERTIFICATE_UNSPECIFIED
+}
+
+func (x *Identity) GetPlaintextListener() bool {
+	if x != nil {
+		return x.PlaintextListener
+	}
+	return false
+}
+
+func (x *Identity) GetJwt() *JWTIdentity {
+	if x != nil {
+		return x.Jwt
+	}
+	return nil
+}
+
+func (x *Identity) GetForwarded() *ForwardedIdentity {
+	if x != nil {
+		return x.Forwarded
+	}
+	return nil
+}
+
+func (x *Identity) GetRecheck() *durationpb.Duration {
+	if x != nil {
+		return x.Recheck
+	}
+	return nil
+}
+
+func (x *Identity) GetExpiryGrace() *durationpb.Duration {
+	if x != nil {
+		return x.ExpiryGrace
+	}
+	return nil
+}
+
 type isIdentity_Source interface {
 	isIdentity_Source()
 }
@@ -507,7 +767,7 @@ type Identity_Development struct {
 }
 
 type Identity_Files struct {
-	// X.509-SVID and trust bundle in PEM files.
+	// X.509-SVID and trust bundles in files, which may be rewritten in place.
 	Files *IdentityFiles `protobuf:"bytes,2,opt,name=files,proto3,oneof"`
 }
 
@@ -517,11 +777,241 @@ type Identity_Insecure struct {
 	Insecure *Insecure `protobuf:"bytes,3,opt,name=insecure,proto3,oneof"`
 }
 
+type Identity_WorkloadApi struct {
+	// X.509-SVID and trust bundles from SPIRE, or from any other SPIFFE Workload API.
+	WorkloadApi *WorkloadAPI `protobuf:"bytes,6,opt,name=workload_api,json=workloadApi,proto3,oneof"`
+}
+
 func (*Identity_Development) isIdentity_Source() {}
 
 func (*Identity_Files) isIdentity_Source() {}
 
 func (*Identity_Insecure) isIdentity_Source() {}
+
+func (*Identity_WorkloadApi) isIdentity_Source() {}
+
+// WorkloadAPI is a SPIFFE Workload API.
+type WorkloadAPI struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it is: "unix:///run/spire/sockets/agent.sock" or "tcp://127.0.0.1:8000".
+	// Default: the environment variable SPIFFE_ENDPOINT_SOCKET.
+	Socket string `protobuf:"bytes,1,opt,name=socket,proto3" json:"socket,omitempty"`
+	// How long start-up waits for an identity. Default 30 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Which of several identities to use. Default: the one that the API names first.
+	SpiffeId      string `protobuf:"bytes,3,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WorkloadAPI) Reset() {
+	*x = WorkloadAPI{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WorkloadAPI) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WorkloadAPI) ProtoMessage() {}
+
+func (x *WorkloadAPI) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WorkloadAPI.ProtoReflect.Descriptor instead.
+func (*WorkloadAPI) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WorkloadAPI) GetSocket() string {
+	if x != nil {
+		return x.Socket
+	}
+	return ""
+}
+
+func (x *WorkloadAPI) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *WorkloadAPI) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+// JWTIdentity says which JWT-SVIDs count.
+type JWTIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What we are called in them: a token must be for one of these audiences.
+	Audiences []string `protobuf:"bytes,1,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// Proxies that end TLS before us, as in Rule.principals: their calls are made by
+	// whom the token names. Anyone else who has a certificate is who that says,
+	// whatever token comes with the call.
+	Proxies       []string `protobuf:"bytes,2,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWTIdentity) Reset() {
+	*x = JWTIdentity{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTIdentity) ProtoMessage() {}
+
+func (x *JWTIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTIdentity.ProtoReflect.Descriptor instead.
+func (*JWTIdentity) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *JWTIdentity) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *JWTIdentity) GetProxies() []string {
+	if x != nil {
+		return x.Proxies
+	}
+	return nil
+}
+
+// ForwardedIdentity says whose word on client certificates counts.
+type ForwardedIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SPIFFE IDs of the proxies, as in Rule.principals. Without the header a proxy's
+	// call is its own.
+	Proxies       []string `protobuf:"bytes,1,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardedIdentity) Reset() {
+	*x = ForwardedIdentity{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardedIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardedIdentity) ProtoMessage() {}
+
+func (x *ForwardedIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardedIdentity.ProtoReflect.Descriptor instead.
+func (*ForwardedIdentity) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ForwardedIdentity) GetProxies() []string {
+	if x != nil {
+		return x.Proxies
+	}
+	return nil
+}
+
+// TenantRule names the tenant of principals.
+type TenantRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Rule.principals.
+	Principals    []string `protobuf:"bytes,1,rep,name=principals,proto3" json:"principals,omitempty"`
+	Tenant        string   `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantRule) Reset() {
+	*x = TenantRule{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantRule) ProtoMessage() {}
+
+func (x *TenantRule) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantRule.ProtoReflect.Descriptor instead.
+func (*TenantRule) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TenantRule) GetPrincipals() []string {
+	if x != nil {
+		return x.Principals
+	}
+	return nil
+}
+
+func (x *TenantRule) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
 
 // DevelopmentAuthority issues identities inside the process.
 type DevelopmentAuthority struct {
@@ -542,7 +1032,7 @@ type DevelopmentAuthority struct {
 
 func (x *DevelopmentAuthority) Reset() {
 	*x = DevelopmentAuthority{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +1044,7 @@ func (x *DevelopmentAuthority) String() string {
 func (*DevelopmentAuthority) ProtoMessage() {}
 
 func (x *DevelopmentAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +1057,7 @@ func (x *DevelopmentAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DevelopmentAuthority.ProtoReflect.Descriptor instead.
 func (*DevelopmentAuthority) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DevelopmentAuthority) GetTrustDomain() string {
@@ -606,14 +1096,18 @@ type IdentityFiles struct {
 	// Its private key (PKCS#8).
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// The authorities of our trust domain.
-	Bundle        string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	Bundle string `protobuf:"bytes,3,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The keys of our trust domain's JWT-SVIDs (a JWK set). Only for Identity.jwt.
+	JwtBundle string `protobuf:"bytes,4,opt,name=jwt_bundle,json=jwtBundle,proto3" json:"jwt_bundle,omitempty"`
+	// Other trust domains whose members are known too.
+	Federated     []*FederatedBundle `protobuf:"bytes,5,rep,name=federated,proto3" json:"federated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *IdentityFiles) Reset() {
 	*x = IdentityFiles{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +1119,7 @@ func (x *IdentityFiles) String() string {
 func (*IdentityFiles) ProtoMessage() {}
 
 func (x *IdentityFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +1132,7 @@ func (x *IdentityFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityFiles.ProtoReflect.Descriptor instead.
 func (*IdentityFiles) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *IdentityFiles) GetCertificate() string {
@@ -662,6 +1156,83 @@ func (x *IdentityFiles) GetBundle() string {
 	return ""
 }
 
+func (x *IdentityFiles) GetJwtBundle() string {
+	if x != nil {
+		return x.JwtBundle
+	}
+	return ""
+}
+
+func (x *IdentityFiles) GetFederated() []*FederatedBundle {
+	if x != nil {
+		return x.Federated
+	}
+	return nil
+}
+
+// FederatedBundle is what we know of another trust domain.
+type FederatedBundle struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// Its authorities, in PEM.
+	Bundle string `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The keys of its JWT-SVIDs (a JWK set).
+	JwtBundle     string `protobuf:"bytes,3,opt,name=jwt_bundle,json=jwtBundle,proto3" json:"jwt_bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FederatedBundle) Reset() {
+	*x = FederatedBundle{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederatedBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederatedBundle) ProtoMessage() {}
+
+func (x *FederatedBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederatedBundle.ProtoReflect.Descriptor instead.
+func (*FederatedBundle) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FederatedBundle) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *FederatedBundle) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
+func (x *FederatedBundle) GetJwtBundle() string {
+	if x != nil {
+		return x.JwtBundle
+	}
+	return ""
+}
+
 // Insecure turns identity off.
 type Insecure struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -671,7 +1242,7 @@ type Insecure struct {
 
 func (x *Insecure) Reset() {
 	*x = Insecure{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +1254,7 @@ func (x *Insecure) String() string {
 func (*Insecure) ProtoMessage() {}
 
 func (x *Insecure) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +1267,7 @@ func (x *Insecure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Insecure.ProtoReflect.Descriptor instead.
 func (*Insecure) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 // Rule allows or denies.
@@ -711,14 +1282,24 @@ type Rule struct {
 	// Model names, exactly; "*" for every model. Needed by methods that name a model.
 	Models []string `protobuf:"bytes,3,rep,name=models,proto3" json:"models,omitempty"`
 	// The rule denies instead.
-	Deny          bool `protobuf:"varint,4,opt,name=deny,proto3" json:"deny,omitempty"`
+	Deny bool `protobuf:"varint,4,opt,name=deny,proto3" json:"deny,omitempty"`
+	// Model versions, exactly. Empty: every version, also none. A rule that allows
+	// some versions allows no request that leaves the version to the model server;
+	// a rule that denies some denies it.
+	Versions []string `protobuf:"bytes,5,rep,name=versions,proto3" json:"versions,omitempty"`
+	// A condition in CEL that must hold too; see docs/authorization.md for what it
+	// can ask. If it cannot be decided for a call, a rule that allows does not, and
+	// a rule that denies does.
+	When string `protobuf:"bytes,6,opt,name=when,proto3" json:"when,omitempty"`
+	// What people call the rule, in explanations.
+	Name          string `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +1311,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +1324,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Rule) GetPrincipals() []string {
@@ -774,6 +1355,27 @@ func (x *Rule) GetDeny() bool {
 	return false
 }
 
+func (x *Rule) GetVersions() []string {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *Rule) GetWhen() string {
+	if x != nil {
+		return x.When
+	}
+	return ""
+}
+
+func (x *Rule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // Backend is a model server.
 type Backend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -783,7 +1385,8 @@ type Backend struct {
 	Dialect Dialect `protobuf:"varint,3,opt,name=dialect,proto3,enum=sluice.config.v1.Dialect" json:"dialect,omitempty"`
 	// Models that it serves. Empty: every model.
 	Models []string `protobuf:"bytes,4,rep,name=models,proto3" json:"models,omitempty"`
-	// The SPIFFE ID that the server must prove. Empty: any of our trust domain.
+	// The SPIFFE ID that the server must prove, or a pattern as in Rule.principals.
+	// Empty: any of our trust domain.
 	SpiffeId string `protobuf:"bytes,5,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	// Speak plaintext to it. Only for servers that cannot do TLS.
 	Plaintext bool `protobuf:"varint,6,opt,name=plaintext,proto3" json:"plaintext,omitempty"`
@@ -806,7 +1409,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1421,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1434,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Backend) GetName() string {
@@ -930,7 +1533,7 @@ type FieldRole struct {
 
 func (x *FieldRole) Reset() {
 	*x = FieldRole{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1545,7 @@ func (x *FieldRole) String() string {
 func (*FieldRole) ProtoMessage() {}
 
 func (x *FieldRole) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1558,7 @@ func (x *FieldRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldRole.ProtoReflect.Descriptor instead.
 func (*FieldRole) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FieldRole) GetField() string {
@@ -984,7 +1587,7 @@ type TensorRole struct {
 
 func (x *TensorRole) Reset() {
 	*x = TensorRole{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1599,7 @@ func (x *TensorRole) String() string {
 func (*TensorRole) ProtoMessage() {}
 
 func (x *TensorRole) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1612,7 @@ func (x *TensorRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TensorRole.ProtoReflect.Descriptor instead.
 func (*TensorRole) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TensorRole) GetTensor() string {
@@ -1038,14 +1641,17 @@ type Inspect struct {
 	// Rule ids that only watch: what they would have done is counted, nothing more.
 	Shadow []uint32 `protobuf:"varint,4,rep,packed,name=shadow,proto3" json:"shadow,omitempty"`
 	// Read responses too. Default false.
-	Responses     bool `protobuf:"varint,5,opt,name=responses,proto3" json:"responses,omitempty"`
+	Responses bool `protobuf:"varint,5,opt,name=responses,proto3" json:"responses,omitempty"`
+	// Texts that must not appear in outputs: a marker, or a whole system prompt,
+	// of which about sixty characters in a row are enough. They need responses.
+	Canaries      []string `protobuf:"bytes,6,rep,name=canaries,proto3" json:"canaries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Inspect) Reset() {
 	*x = Inspect{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1663,7 @@ func (x *Inspect) String() string {
 func (*Inspect) ProtoMessage() {}
 
 func (x *Inspect) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1676,7 @@ func (x *Inspect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inspect.ProtoReflect.Descriptor instead.
 func (*Inspect) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Inspect) GetNoStarterRules() bool {
@@ -1108,7 +1714,14 @@ func (x *Inspect) GetResponses() bool {
 	return false
 }
 
-// Budget is an amount of tokens or requests in a window of time.
+func (x *Inspect) GetCanaries() []string {
+	if x != nil {
+		return x.Canaries
+	}
+	return nil
+}
+
+// Budget is an amount of something in a window of time.
 type Budget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1121,18 +1734,53 @@ type Budget struct {
 	Tokens uint64 `protobuf:"varint,4,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// Or requests in a window.
 	Requests uint64 `protobuf:"varint,5,opt,name=requests,proto3" json:"requests,omitempty"`
-	// The window. Default: none, the amount is for the life of the process.
+	// The window: the account is full again when it has passed since the first use.
+	// Default: none, the amount is for the life of the process, or of the state file.
 	Window *durationpb.Duration `protobuf:"bytes,6,opt,name=window,proto3" json:"window,omitempty"`
 	// Output tokens to reserve for an inference that does not say how many it
-	// wants; more is taken while it runs. Default 64.
+	// wants; more is taken while it runs. Default: what nine in ten inferences of
+	// the model wrote so far under this budget, and 64 to begin with.
 	DefaultOutputTokens uint64 `protobuf:"varint,7,opt,name=default_output_tokens,json=defaultOutputTokens,proto3" json:"default_output_tokens,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Or money in a window, in millionths of the currency of Config.prices.
+	MoneyMicros uint64 `protobuf:"varint,8,opt,name=money_micros,json=moneyMicros,proto3" json:"money_micros,omitempty"`
+	// Or GPU time in a window: seconds, times the permits that an inference of the
+	// model holds (1 where the model is in no pool), from when it is handed to the
+	// model server until it ends.
+	GpuSeconds uint64 `protobuf:"varint,9,opt,name=gpu_seconds,json=gpuSeconds,proto3" json:"gpu_seconds,omitempty"`
+	// What a token of the input and one of the output count. Default 1. For tokens.
+	InputWeight  *uint32 `protobuf:"varint,10,opt,name=input_weight,json=inputWeight,proto3,oneof" json:"input_weight,omitempty"`
+	OutputWeight *uint32 `protobuf:"varint,11,opt,name=output_weight,json=outputWeight,proto3,oneof" json:"output_weight,omitempty"`
+	// Or the window is one of the calendar.
+	Calendar Calendar `protobuf:"varint,12,opt,name=calendar,proto3,enum=sluice.config.v1.Calendar" json:"calendar,omitempty"`
+	// The calendar's time zone, such as "Europe/Zurich". Default "UTC".
+	TimeZone string `protobuf:"bytes,13,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// Or the account is a token bucket: it holds at most this, in the unit of the
+	// amount, and is refilled steadily, by the amount in each window.
+	Burst uint64 `protobuf:"varint,14,opt,name=burst,proto3" json:"burst,omitempty"`
+	// An inference that asks for more output than is left is not refused: the limit
+	// in its message is lowered to what is left.
+	Clamp bool `protobuf:"varint,15,opt,name=clamp,proto3" json:"clamp,omitempty"`
+	// Only watch: nothing is refused, and use beyond the amount is counted.
+	Soft bool `protobuf:"varint,16,opt,name=soft,proto3" json:"soft,omitempty"`
+	// An inference that has begun may go this far beyond the amount, in its unit.
+	// None begins while nothing is left.
+	Overdraft uint64 `protobuf:"varint,17,opt,name=overdraft,proto3" json:"overdraft,omitempty"`
+	// What was used beyond the amount, and what a model server wrote beyond what an
+	// inference was granted, is taken off the next window.
+	Debt bool `protobuf:"varint,18,opt,name=debt,proto3" json:"debt,omitempty"`
+	// With a store that gateways share: how much a gateway takes for itself at once,
+	// in the amount's unit. Default: a hundredth of the amount. All gateways together
+	// overspend by no more than they hold, and only if one of them is lost.
+	Share uint64 `protobuf:"varint,19,opt,name=share,proto3" json:"share,omitempty"`
+	// What happens when that store cannot be reached.
+	StoreLost     StoreLost `protobuf:"varint,20,opt,name=store_lost,json=storeLost,proto3,enum=sluice.config.v1.StoreLost" json:"store_lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Budget) Reset() {
 	*x = Budget{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1792,7 @@ func (x *Budget) String() string {
 func (*Budget) ProtoMessage() {}
 
 func (x *Budget) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1805,7 @@ func (x *Budget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Budget.ProtoReflect.Descriptor instead.
 func (*Budget) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Budget) GetName() string {
@@ -1209,6 +1857,339 @@ func (x *Budget) GetDefaultOutputTokens() uint64 {
 	return 0
 }
 
+func (x *Budget) GetMoneyMicros() uint64 {
+	if x != nil {
+		return x.MoneyMicros
+	}
+	return 0
+}
+
+func (x *Budget) GetGpuSeconds() uint64 {
+	if x != nil {
+		return x.GpuSeconds
+	}
+	return 0
+}
+
+func (x *Budget) GetInputWeight() uint32 {
+	if x != nil && x.InputWeight != nil {
+		return *x.InputWeight
+	}
+	return 0
+}
+
+func (x *Budget) GetOutputWeight() uint32 {
+	if x != nil && x.OutputWeight != nil {
+		return *x.OutputWeight
+	}
+	return 0
+}
+
+func (x *Budget) GetCalendar() Calendar {
+	if x != nil {
+		return x.Calendar
+	}
+	return Calendar_CALENDAR_UNSPECIFIED
+}
+
+func (x *Budget) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *Budget) GetBurst() uint64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *Budget) GetClamp() bool {
+	if x != nil {
+		return x.Clamp
+	}
+	return false
+}
+
+func (x *Budget) GetSoft() bool {
+	if x != nil {
+		return x.Soft
+	}
+	return false
+}
+
+func (x *Budget) GetOverdraft() uint64 {
+	if x != nil {
+		return x.Overdraft
+	}
+	return 0
+}
+
+func (x *Budget) GetDebt() bool {
+	if x != nil {
+		return x.Debt
+	}
+	return false
+}
+
+func (x *Budget) GetShare() uint64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+func (x *Budget) GetStoreLost() StoreLost {
+	if x != nil {
+		return x.StoreLost
+	}
+	return StoreLost_STORE_LOST_UNSPECIFIED
+}
+
+// BudgetStore is where the accounts of budgets are kept.
+type BudgetStore struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Store:
+	//
+	//	*BudgetStore_File
+	//	*BudgetStore_Redis
+	Store         isBudgetStore_Store `protobuf_oneof:"store"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BudgetStore) Reset() {
+	*x = BudgetStore{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BudgetStore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BudgetStore) ProtoMessage() {}
+
+func (x *BudgetStore) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BudgetStore.ProtoReflect.Descriptor instead.
+func (*BudgetStore) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *BudgetStore) GetStore() isBudgetStore_Store {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *BudgetStore) GetFile() string {
+	if x != nil {
+		if x, ok := x.Store.(*BudgetStore_File); ok {
+			return x.File
+		}
+	}
+	return ""
+}
+
+func (x *BudgetStore) GetRedis() *Redis {
+	if x != nil {
+		if x, ok := x.Store.(*BudgetStore_Redis); ok {
+			return x.Redis
+		}
+	}
+	return nil
+}
+
+type isBudgetStore_Store interface {
+	isBudgetStore_Store()
+}
+
+type BudgetStore_File struct {
+	// A file, relative to the configuration file, for one gateway. What is granted is
+	// written to it first, in blocks of a hundredth of the amount: after a crash
+	// the block in use counts as spent.
+	File string `protobuf:"bytes,1,opt,name=file,proto3,oneof"`
+}
+
+type BudgetStore_Redis struct {
+	// Redis or Valkey, for several gateways that share the budgets.
+	Redis *Redis `protobuf:"bytes,2,opt,name=redis,proto3,oneof"`
+}
+
+func (*BudgetStore_File) isBudgetStore_Store() {}
+
+func (*BudgetStore_Redis) isBudgetStore_Store() {}
+
+// Redis is a Redis or Valkey server, or a cluster.
+type Redis struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port; of a cluster some of its nodes.
+	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Username  string   `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	// A file with the password.
+	PasswordFile string `protobuf:"bytes,3,opt,name=password_file,json=passwordFile,proto3" json:"password_file,omitempty"`
+	// A file with the authorities (PEM) that the server's certificate is verified
+	// with. Empty: plaintext.
+	CaFile string `protobuf:"bytes,4,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	// How long an inference may wait for an answer. Default 50 ms.
+	Timeout *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How long what a gateway has taken for itself stays its own when nothing is
+	// heard of it. Default 30 s.
+	Lease         *durationpb.Duration `protobuf:"bytes,6,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redis) Reset() {
+	*x = Redis{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redis) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redis) ProtoMessage() {}
+
+func (x *Redis) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redis.ProtoReflect.Descriptor instead.
+func (*Redis) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Redis) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Redis) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *Redis) GetPasswordFile() string {
+	if x != nil {
+		return x.PasswordFile
+	}
+	return ""
+}
+
+func (x *Redis) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
+func (x *Redis) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Redis) GetLease() *durationpb.Duration {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+// Price is what the tokens of a model cost.
+type Price struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's name; "*" for every model that has no price of its own.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// Millionths of the currency for a million tokens: 150000 is 0.15 a million.
+	InputMicrosPerMillion  uint64 `protobuf:"varint,2,opt,name=input_micros_per_million,json=inputMicrosPerMillion,proto3" json:"input_micros_per_million,omitempty"`
+	OutputMicrosPerMillion uint64 `protobuf:"varint,3,opt,name=output_micros_per_million,json=outputMicrosPerMillion,proto3" json:"output_micros_per_million,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *Price) Reset() {
+	*x = Price{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Price) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Price) ProtoMessage() {}
+
+func (x *Price) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Price.ProtoReflect.Descriptor instead.
+func (*Price) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Price) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Price) GetInputMicrosPerMillion() uint64 {
+	if x != nil {
+		return x.InputMicrosPerMillion
+	}
+	return 0
+}
+
+func (x *Price) GetOutputMicrosPerMillion() uint64 {
+	if x != nil {
+		return x.OutputMicrosPerMillion
+	}
+	return 0
+}
+
 // Pool is a GPU, or a group of them.
 type Pool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1227,7 +2208,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +2220,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +2233,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Pool) GetName() string {
@@ -1303,7 +2284,7 @@ type PoolModel struct {
 
 func (x *PoolModel) Reset() {
 	*x = PoolModel{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +2296,7 @@ func (x *PoolModel) String() string {
 func (*PoolModel) ProtoMessage() {}
 
 func (x *PoolModel) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +2309,7 @@ func (x *PoolModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolModel.ProtoReflect.Descriptor instead.
 func (*PoolModel) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PoolModel) GetModel() string {
@@ -1361,7 +2342,7 @@ type MessageLimits struct {
 
 func (x *MessageLimits) Reset() {
 	*x = MessageLimits{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +2354,7 @@ func (x *MessageLimits) String() string {
 func (*MessageLimits) ProtoMessage() {}
 
 func (x *MessageLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +2367,7 @@ func (x *MessageLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageLimits.ProtoReflect.Descriptor instead.
 func (*MessageLimits) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MessageLimits) GetMaxBytes() uint32 {
@@ -1427,7 +2408,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +2420,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +2433,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Telemetry) GetOtlpAddress() string {
@@ -1494,7 +2475,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +2487,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +2500,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Admin) GetAddress() string {
@@ -1533,7 +2514,7 @@ var File_sluice_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1dsluice/config/v1/config.proto\x12\x10sluice.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dsluice/fields/v1/fields.proto\"\x95\x04\n" +
+	"\x1dsluice/config/v1/config.proto\x12\x10sluice.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dsluice/fields/v1/fields.proto\"\x93\x05\n" +
 	"\x06Config\x126\n" +
 	"\blistener\x18\x01 \x01(\v2\x1a.sluice.config.v1.ListenerR\blistener\x12>\n" +
 	"\bidentity\x18\x02 \x01(\v2\x1a.sluice.config.v1.IdentityB\x06\xbaH\x03\xc8\x01\x01R\bidentity\x12?\n" +
@@ -1543,7 +2524,10 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x05pools\x18\x06 \x03(\v2\x16.sluice.config.v1.PoolB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\x05pools\x129\n" +
 	"\ttelemetry\x18\a \x01(\v2\x1b.sluice.config.v1.TelemetryR\ttelemetry\x12;\n" +
 	"\bmessages\x18\b \x01(\v2\x1f.sluice.config.v1.MessageLimitsR\bmessages\x12-\n" +
-	"\x05admin\x18\t \x01(\v2\x17.sluice.config.v1.AdminR\x05admin\"\x9b\x05\n" +
+	"\x05admin\x18\t \x01(\v2\x17.sluice.config.v1.AdminR\x05admin\x12:\n" +
+	"\x06prices\x18\n" +
+	" \x03(\v2\x17.sluice.config.v1.PriceB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x06prices\x12@\n" +
+	"\fbudget_store\x18\v \x01(\v2\x1d.sluice.config.v1.BudgetStoreR\vbudgetStore\"\x9b\x05\n" +
 	"\bListener\x12!\n" +
 	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress\x124\n" +
 	"\x16max_concurrent_streams\x18\x02 \x01(\rR\x14maxConcurrentStreams\x121\n" +
@@ -1559,32 +2543,67 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"reflection\x12\x1d\n" +
 	"\n" +
-	"max_resets\x18\v \x01(\rR\tmaxResets\"\xab\x02\n" +
+	"max_resets\x18\v \x01(\rR\tmaxResets\"\xc4\x06\n" +
 	"\bIdentity\x12J\n" +
 	"\vdevelopment\x18\x01 \x01(\v2&.sluice.config.v1.DevelopmentAuthorityH\x00R\vdevelopment\x127\n" +
 	"\x05files\x18\x02 \x01(\v2\x1f.sluice.config.v1.IdentityFilesH\x00R\x05files\x128\n" +
-	"\binsecure\x18\x03 \x01(\v2\x1a.sluice.config.v1.InsecureH\x00R\binsecure\x127\n" +
+	"\binsecure\x18\x03 \x01(\v2\x1a.sluice.config.v1.InsecureH\x00R\binsecure\x12B\n" +
+	"\fworkload_api\x18\x06 \x01(\v2\x1d.sluice.config.v1.WorkloadAPIH\x00R\vworkloadApi\x127\n" +
 	"\x05rules\x18\x04 \x03(\v2\x16.sluice.config.v1.RuleB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x05rules\x12\x16\n" +
-	"\x06tenant\x18\x05 \x01(\tR\x06tenantB\x0f\n" +
+	"\x06tenant\x18\x05 \x01(\tR\x06tenant\x12A\n" +
+	"\atenants\x18\a \x03(\v2\x1c.sluice.config.v1.TenantRuleB\t\xbaH\x06\x92\x01\x03\x10\x80 R\atenants\x12\\\n" +
+	"\x12client_certificate\x18\b \x01(\x0e2#.sluice.config.v1.ClientCertificateB\b\xbaH\x05\x82\x01\x02\x10\x01R\x11clientCertificate\x12-\n" +
+	"\x12plaintext_listener\x18\t \x01(\bR\x11plaintextListener\x12/\n" +
+	"\x03jwt\x18\n" +
+	" \x01(\v2\x1d.sluice.config.v1.JWTIdentityR\x03jwt\x12A\n" +
+	"\tforwarded\x18\v \x01(\v2#.sluice.config.v1.ForwardedIdentityR\tforwarded\x12G\n" +
+	"\arecheck\x18\f \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xad\xe2\x04R\arecheck\x12F\n" +
+	"\fexpiry_grace\x18\r \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x022\x00R\vexpiryGraceB\x0f\n" +
 	"\x06source\x12\x05\xbaH\x02\b\x01\"\x81\x01\n" +
+	"\vWorkloadAPI\x12\x16\n" +
+	"\x06socket\x18\x01 \x01(\tR\x06socket\x12=\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\atimeout\x12\x1b\n" +
+	"\tspiffe_id\x18\x03 \x01(\tR\bspiffeId\"O\n" +
+	"\vJWTIdentity\x12&\n" +
+	"\taudiences\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taudiences\x12\x18\n" +
+	"\aproxies\x18\x02 \x03(\tR\aproxies\"7\n" +
+	"\x11ForwardedIdentity\x12\"\n" +
+	"\aproxies\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\aproxies\"W\n" +
+	"\n" +
+	"TenantRule\x12(\n" +
+	"\n" +
+	"principals\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\n" +
+	"principals\x12\x1f\n" +
+	"\x06tenant\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06tenant\"\x81\x01\n" +
 	"\x14DevelopmentAuthority\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1c\n" +
 	"\tdirectory\x18\x03 \x01(\tR\tdirectory\x12\x14\n" +
-	"\x05issue\x18\x04 \x03(\tR\x05issue\"v\n" +
+	"\x05issue\x18\x04 \x03(\tR\x05issue\"\xd6\x01\n" +
 	"\rIdentityFiles\x12)\n" +
 	"\vcertificate\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vcertificate\x12\x19\n" +
 	"\x03key\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03key\x12\x1f\n" +
-	"\x06bundle\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06bundle\"\n" +
+	"\x06bundle\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06bundle\x12\x1d\n" +
 	"\n" +
-	"\bInsecure\"\x80\x01\n" +
+	"jwt_bundle\x18\x04 \x01(\tR\tjwtBundle\x12?\n" +
+	"\tfederated\x18\x05 \x03(\v2!.sluice.config.v1.FederatedBundleR\tfederated\"}\n" +
+	"\x0fFederatedBundle\x12*\n" +
+	"\ftrust_domain\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vtrustDomain\x12\x1f\n" +
+	"\x06bundle\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06bundle\x12\x1d\n" +
+	"\n" +
+	"jwt_bundle\x18\x03 \x01(\tR\tjwtBundle\"\n" +
+	"\n" +
+	"\bInsecure\"\xc4\x01\n" +
 	"\x04Rule\x12(\n" +
 	"\n" +
 	"principals\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\n" +
 	"principals\x12\"\n" +
 	"\amethods\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\amethods\x12\x16\n" +
 	"\x06models\x18\x03 \x03(\tR\x06models\x12\x12\n" +
-	"\x04deny\x18\x04 \x01(\bR\x04deny\"\xf0\x03\n" +
+	"\x04deny\x18\x04 \x01(\bR\x04deny\x12\x1a\n" +
+	"\bversions\x18\x05 \x03(\tR\bversions\x12\x12\n" +
+	"\x04when\x18\x06 \x01(\tR\x04when\x12\x12\n" +
+	"\x04name\x18\a \x01(\tR\x04name\"\xf0\x03\n" +
 	"\aBackend\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12?\n" +
@@ -1609,14 +2628,15 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"TensorRole\x12\x1f\n" +
 	"\x06tensor\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06tensor\x126\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x16.sluice.fields.v1.RoleB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"\x9e\x01\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"\xca\x01\n" +
 	"\aInspect\x12(\n" +
 	"\x10no_starter_rules\x18\x01 \x01(\bR\x0enoStarterRules\x12\x1d\n" +
 	"\n" +
 	"rule_files\x18\x02 \x03(\tR\truleFiles\x12\x14\n" +
 	"\x05rules\x18\x03 \x01(\tR\x05rules\x12\x16\n" +
 	"\x06shadow\x18\x04 \x03(\rR\x06shadow\x12\x1c\n" +
-	"\tresponses\x18\x05 \x01(\bR\tresponses\"\xa2\x03\n" +
+	"\tresponses\x18\x05 \x01(\bR\tresponses\x12*\n" +
+	"\bcanaries\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\bR\bcanaries\"\xc9\a\n" +
 	"\x06Budget\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12-\n" +
 	"\x03per\x18\x02 \x03(\x0e2\x1b.sluice.config.v1.BudgetKeyR\x03per\x12\x16\n" +
@@ -1624,8 +2644,42 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x06tokens\x18\x04 \x01(\x04R\x06tokens\x12\x1a\n" +
 	"\brequests\x18\x05 \x01(\x04R\brequests\x12;\n" +
 	"\x06window\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x022\x00R\x06window\x122\n" +
-	"\x15default_output_tokens\x18\a \x01(\x04R\x13defaultOutputTokens:v\xbaHs\x1aq\n" +
-	"\x11budget.one_amount\x120set tokens or requests, not both and not neither\x1a*(this.tokens > 0u) != (this.requests > 0u)\"\x83\x02\n" +
+	"\x15default_output_tokens\x18\a \x01(\x04R\x13defaultOutputTokens\x12!\n" +
+	"\fmoney_micros\x18\b \x01(\x04R\vmoneyMicros\x12\x1f\n" +
+	"\vgpu_seconds\x18\t \x01(\x04R\n" +
+	"gpuSeconds\x12&\n" +
+	"\finput_weight\x18\n" +
+	" \x01(\rH\x00R\vinputWeight\x88\x01\x01\x12(\n" +
+	"\routput_weight\x18\v \x01(\rH\x01R\foutputWeight\x88\x01\x01\x12@\n" +
+	"\bcalendar\x18\f \x01(\x0e2\x1a.sluice.config.v1.CalendarB\b\xbaH\x05\x82\x01\x02\x10\x01R\bcalendar\x12\x1b\n" +
+	"\ttime_zone\x18\r \x01(\tR\btimeZone\x12\x14\n" +
+	"\x05burst\x18\x0e \x01(\x04R\x05burst\x12\x14\n" +
+	"\x05clamp\x18\x0f \x01(\bR\x05clamp\x12\x12\n" +
+	"\x04soft\x18\x10 \x01(\bR\x04soft\x12\x1c\n" +
+	"\toverdraft\x18\x11 \x01(\x04R\toverdraft\x12\x12\n" +
+	"\x04debt\x18\x12 \x01(\bR\x04debt\x12\x14\n" +
+	"\x05share\x18\x13 \x01(\x04R\x05share\x12D\n" +
+	"\n" +
+	"store_lost\x18\x14 \x01(\x0e2\x1b.sluice.config.v1.StoreLostB\b\xbaH\x05\x82\x01\x02\x10\x01R\tstoreLost:\xb6\x01\xbaH\xb2\x01\x1a\xaf\x01\n" +
+	"\x11budget.one_amount\x129set one of tokens, requests, money_micros and gpu_seconds\x1a_[this.tokens, this.requests, this.money_micros, this.gpu_seconds].filter(n, n > 0u).size() == 1B\x0f\n" +
+	"\r_input_weightB\x10\n" +
+	"\x0e_output_weight\"m\n" +
+	"\vBudgetStore\x12\x1d\n" +
+	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01H\x00R\x04file\x12/\n" +
+	"\x05redis\x18\x02 \x01(\v2\x17.sluice.config.v1.RedisH\x00R\x05redisB\x0e\n" +
+	"\x05store\x12\x05\xbaH\x02\b\x01\"\x85\x02\n" +
+	"\x05Redis\x12&\n" +
+	"\taddresses\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taddresses\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12#\n" +
+	"\rpassword_file\x18\x03 \x01(\tR\fpasswordFile\x12\x17\n" +
+	"\aca_file\x18\x04 \x01(\tR\x06caFile\x12=\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\atimeout\x12;\n" +
+	"\x05lease\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\n" +
+	"\xbaH\a\xaa\x01\x042\x02\b\x01R\x05lease\"\x9a\x01\n" +
+	"\x05Price\x12\x1d\n" +
+	"\x05model\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05model\x127\n" +
+	"\x18input_micros_per_million\x18\x02 \x01(\x04R\x15inputMicrosPerMillion\x129\n" +
+	"\x19output_micros_per_million\x18\x03 \x01(\x04R\x16outputMicrosPerMillion\"\x83\x02\n" +
 	"\x04Pool\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12#\n" +
 	"\bcapacity\x18\x02 \x01(\rB\a\xbaH\x04*\x02 \x00R\bcapacity\x123\n" +
@@ -1647,13 +2701,28 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\fservice_name\x18\x04 \x01(\tR\vserviceNameB\x0f\n" +
 	"\r_sample_ratio\"*\n" +
 	"\x05Admin\x12!\n" +
-	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress*t\n" +
+	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress*y\n" +
+	"\x11ClientCertificate\x12\"\n" +
+	"\x1eCLIENT_CERTIFICATE_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bCLIENT_CERTIFICATE_REQUIRED\x10\x01\x12\x1f\n" +
+	"\x1bCLIENT_CERTIFICATE_OPTIONAL\x10\x02*t\n" +
 	"\aDialect\x12\x17\n" +
 	"\x13DIALECT_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eDIALECT_TRITON\x10\x01\x12\x14\n" +
 	"\x10DIALECT_MLSERVER\x10\x02\x12\x12\n" +
 	"\x0eDIALECT_KSERVE\x10\x03\x12\x12\n" +
-	"\x0eDIALECT_FIELDS\x10\x04*\x8b\x01\n" +
+	"\x0eDIALECT_FIELDS\x10\x04*h\n" +
+	"\tStoreLost\x12\x1a\n" +
+	"\x16STORE_LOST_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSTORE_LOST_HELD\x10\x01\x12\x15\n" +
+	"\x11STORE_LOST_CLOSED\x10\x02\x12\x13\n" +
+	"\x0fSTORE_LOST_OPEN\x10\x03*r\n" +
+	"\bCalendar\x12\x18\n" +
+	"\x14CALENDAR_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCALENDAR_MINUTE\x10\x01\x12\x11\n" +
+	"\rCALENDAR_HOUR\x10\x02\x12\x10\n" +
+	"\fCALENDAR_DAY\x10\x03\x12\x12\n" +
+	"\x0eCALENDAR_MONTH\x10\x04*\x8b\x01\n" +
 	"\tBudgetKey\x12\x1a\n" +
 	"\x16BUDGET_KEY_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17BUDGET_KEY_TRUST_DOMAIN\x10\x01\x12\x15\n" +
@@ -1673,64 +2742,91 @@ func file_sluice_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_sluice_config_v1_config_proto_rawDescData
 }
 
-var file_sluice_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_sluice_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_sluice_config_v1_config_proto_goTypes = []any{
-	(Dialect)(0),                 // 0: sluice.config.v1.Dialect
-	(BudgetKey)(0),               // 1: sluice.config.v1.BudgetKey
-	(*Config)(nil),               // 2: sluice.config.v1.Config
-	(*Listener)(nil),             // 3: sluice.config.v1.Listener
-	(*Identity)(nil),             // 4: sluice.config.v1.Identity
-	(*DevelopmentAuthority)(nil), // 5: sluice.config.v1.DevelopmentAuthority
-	(*IdentityFiles)(nil),        // 6: sluice.config.v1.IdentityFiles
-	(*Insecure)(nil),             // 7: sluice.config.v1.Insecure
-	(*Rule)(nil),                 // 8: sluice.config.v1.Rule
-	(*Backend)(nil),              // 9: sluice.config.v1.Backend
-	(*FieldRole)(nil),            // 10: sluice.config.v1.FieldRole
-	(*TensorRole)(nil),           // 11: sluice.config.v1.TensorRole
-	(*Inspect)(nil),              // 12: sluice.config.v1.Inspect
-	(*Budget)(nil),               // 13: sluice.config.v1.Budget
-	(*Pool)(nil),                 // 14: sluice.config.v1.Pool
-	(*PoolModel)(nil),            // 15: sluice.config.v1.PoolModel
-	(*MessageLimits)(nil),        // 16: sluice.config.v1.MessageLimits
-	(*Telemetry)(nil),            // 17: sluice.config.v1.Telemetry
-	(*Admin)(nil),                // 18: sluice.config.v1.Admin
-	(*durationpb.Duration)(nil),  // 19: google.protobuf.Duration
-	(v1.Role)(0),                 // 20: sluice.fields.v1.Role
+	(ClientCertificate)(0),       // 0: sluice.config.v1.ClientCertificate
+	(Dialect)(0),                 // 1: sluice.config.v1.Dialect
+	(StoreLost)(0),               // 2: sluice.config.v1.StoreLost
+	(Calendar)(0),                // 3: sluice.config.v1.Calendar
+	(BudgetKey)(0),               // 4: sluice.config.v1.BudgetKey
+	(*Config)(nil),               // 5: sluice.config.v1.Config
+	(*Listener)(nil),             // 6: sluice.config.v1.Listener
+	(*Identity)(nil),             // 7: sluice.config.v1.Identity
+	(*WorkloadAPI)(nil),          // 8: sluice.config.v1.WorkloadAPI
+	(*JWTIdentity)(nil),          // 9: sluice.config.v1.JWTIdentity
+	(*ForwardedIdentity)(nil),    // 10: sluice.config.v1.ForwardedIdentity
+	(*TenantRule)(nil),           // 11: sluice.config.v1.TenantRule
+	(*DevelopmentAuthority)(nil), // 12: sluice.config.v1.DevelopmentAuthority
+	(*IdentityFiles)(nil),        // 13: sluice.config.v1.IdentityFiles
+	(*FederatedBundle)(nil),      // 14: sluice.config.v1.FederatedBundle
+	(*Insecure)(nil),             // 15: sluice.config.v1.Insecure
+	(*Rule)(nil),                 // 16: sluice.config.v1.Rule
+	(*Backend)(nil),              // 17: sluice.config.v1.Backend
+	(*FieldRole)(nil),            // 18: sluice.config.v1.FieldRole
+	(*TensorRole)(nil),           // 19: sluice.config.v1.TensorRole
+	(*Inspect)(nil),              // 20: sluice.config.v1.Inspect
+	(*Budget)(nil),               // 21: sluice.config.v1.Budget
+	(*BudgetStore)(nil),          // 22: sluice.config.v1.BudgetStore
+	(*Redis)(nil),                // 23: sluice.config.v1.Redis
+	(*Price)(nil),                // 24: sluice.config.v1.Price
+	(*Pool)(nil),                 // 25: sluice.config.v1.Pool
+	(*PoolModel)(nil),            // 26: sluice.config.v1.PoolModel
+	(*MessageLimits)(nil),        // 27: sluice.config.v1.MessageLimits
+	(*Telemetry)(nil),            // 28: sluice.config.v1.Telemetry
+	(*Admin)(nil),                // 29: sluice.config.v1.Admin
+	(*durationpb.Duration)(nil),  // 30: google.protobuf.Duration
+	(v1.Role)(0),                 // 31: sluice.fields.v1.Role
 }
 var file_sluice_config_v1_config_proto_depIdxs = []int32{
-	3,  // 0: sluice.config.v1.Config.listener:type_name -> sluice.config.v1.Listener
-	4,  // 1: sluice.config.v1.Config.identity:type_name -> sluice.config.v1.Identity
-	9,  // 2: sluice.config.v1.Config.backends:type_name -> sluice.config.v1.Backend
-	12, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
-	13, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
-	14, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
-	17, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
-	16, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
-	18, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
-	19, // 9: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
-	19, // 10: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
-	19, // 11: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
-	19, // 12: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
-	19, // 13: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
-	5,  // 14: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
-	6,  // 15: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
-	7,  // 16: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
-	8,  // 17: sluice.config.v1.Identity.rules:type_name -> sluice.config.v1.Rule
-	0,  // 18: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
-	10, // 19: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
-	11, // 20: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
-	20, // 21: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
-	20, // 22: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
-	1,  // 23: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
-	19, // 24: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
-	15, // 25: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
-	19, // 26: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	6,  // 0: sluice.config.v1.Config.listener:type_name -> sluice.config.v1.Listener
+	7,  // 1: sluice.config.v1.Config.identity:type_name -> sluice.config.v1.Identity
+	17, // 2: sluice.config.v1.Config.backends:type_name -> sluice.config.v1.Backend
+	20, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
+	21, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
+	25, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
+	28, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
+	27, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
+	29, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
+	24, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
+	22, // 10: sluice.config.v1.Config.budget_store:type_name -> sluice.config.v1.BudgetStore
+	30, // 11: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
+	30, // 12: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
+	30, // 13: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
+	30, // 14: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
+	30, // 15: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
+	12, // 16: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
+	13, // 17: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
+	15, // 18: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
+	8,  // 19: sluice.config.v1.Identity.workload_api:type_name -> sluice.config.v1.WorkloadAPI
+	16, // 20: sluice.config.v1.Identity.rules:type_name -> sluice.config.v1.Rule
+	11, // 21: sluice.config.v1.Identity.tenants:type_name -> sluice.config.v1.TenantRule
+	0,  // 22: sluice.config.v1.Identity.client_certificate:type_name -> sluice.config.v1.ClientCertificate
+	9,  // 23: sluice.config.v1.Identity.jwt:type_name -> sluice.config.v1.JWTIdentity
+	10, // 24: sluice.config.v1.Identity.forwarded:type_name -> sluice.config.v1.ForwardedIdentity
+	30, // 25: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
+	30, // 26: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
+	30, // 27: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
+	14, // 28: sluice.config.v1.IdentityFiles.federated:type_name -> sluice.config.v1.FederatedBundle
+	1,  // 29: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
+	18, // 30: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
+	19, // 31: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
+	31, // 32: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
+	31, // 33: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
+	4,  // 34: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
+	30, // 35: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
+	3,  // 36: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
+	2,  // 37: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
+	23, // 38: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
+	30, // 39: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	30, // 40: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
+	26, // 41: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
+	30, // 42: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_sluice_config_v1_config_proto_init() }
@@ -1742,15 +2838,21 @@ func file_sluice_config_v1_config_proto_init() {
 		(*Identity_Development)(nil),
 		(*Identity_Files)(nil),
 		(*Identity_Insecure)(nil),
+		(*Identity_WorkloadApi)(nil),
 	}
-	file_sluice_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
+		(*BudgetStore_File)(nil),
+		(*BudgetStore_Redis)(nil),
+	}
+	file_sluice_config_v1_config_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_config_v1_config_proto_rawDesc), len(file_sluice_config_v1_config_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   17,
+			NumEnums:      5,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

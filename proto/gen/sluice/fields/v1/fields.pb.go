@@ -74,6 +74,11 @@ const (
 	Role_ROLE_FINAL Role = 14
 	// Data that is not text and is not read. bytes.
 	Role_ROLE_OPAQUE Role = 15
+	// The name of a model in a list of models, in a message that is repeated. A
+	// response loses the elements of models that the caller may not use. string.
+	Role_ROLE_LISTED_MODEL Role = 16
+	// The version of that model, in the same message. string.
+	Role_ROLE_LISTED_VERSION Role = 17
 	// A tensor of an Open Inference Protocol message. message, repeated.
 	Role_ROLE_TENSOR Role = 32
 	// An output that the caller asks for by name. message, repeated.
@@ -109,6 +114,8 @@ var (
 		13: "ROLE_OUTPUT_TOKENS_TOTAL",
 		14: "ROLE_FINAL",
 		15: "ROLE_OPAQUE",
+		16: "ROLE_LISTED_MODEL",
+		17: "ROLE_LISTED_VERSION",
 		32: "ROLE_TENSOR",
 		33: "ROLE_REQUESTED_OUTPUT",
 		34: "ROLE_TENSOR_NAME",
@@ -134,6 +141,8 @@ var (
 		"ROLE_OUTPUT_TOKENS_TOTAL": 13,
 		"ROLE_FINAL":               14,
 		"ROLE_OPAQUE":              15,
+		"ROLE_LISTED_MODEL":        16,
+		"ROLE_LISTED_VERSION":      17,
 		"ROLE_TENSOR":              32,
 		"ROLE_REQUESTED_OUTPUT":    33,
 		"ROLE_TENSOR_NAME":         34,
@@ -195,7 +204,7 @@ var File_sluice_fields_v1_fields_proto protoreflect.FileDescriptor
 
 const file_sluice_fields_v1_fields_proto_rawDesc = "" +
 	"\n" +
-	"\x1dsluice/fields/v1/fields.proto\x12\x10sluice.fields.v1\x1a google/protobuf/descriptor.proto*\xef\x03\n" +
+	"\x1dsluice/fields/v1/fields.proto\x12\x10sluice.fields.v1\x1a google/protobuf/descriptor.proto*\x9f\x04\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_PROMPT\x10\x01\x12\x0f\n" +
@@ -216,7 +225,9 @@ const file_sluice_fields_v1_fields_proto_rawDesc = "" +
 	"\x18ROLE_OUTPUT_TOKENS_TOTAL\x10\r\x12\x0e\n" +
 	"\n" +
 	"ROLE_FINAL\x10\x0e\x12\x0f\n" +
-	"\vROLE_OPAQUE\x10\x0f\x12\x0f\n" +
+	"\vROLE_OPAQUE\x10\x0f\x12\x15\n" +
+	"\x11ROLE_LISTED_MODEL\x10\x10\x12\x17\n" +
+	"\x13ROLE_LISTED_VERSION\x10\x11\x12\x0f\n" +
 	"\vROLE_TENSOR\x10 \x12\x19\n" +
 	"\x15ROLE_REQUESTED_OUTPUT\x10!\x12\x14\n" +
 	"\x10ROLE_TENSOR_NAME\x10\"\x12\x18\n" +
