@@ -1,11 +1,6 @@
 package inspect
 
-import (
-	"fmt"
-	"strconv"
-	"strings"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
 // automaton finds phrases in a stream of text, in one pass and in constant
 // memory. A phrase is a sequence of words, each out of a set, with a bounded
@@ -48,319 +43,6 @@ type step struct {
 	found uint64 // detectors that fire when the step is reached; 0 but for the last
 }
 
-// parsePhrases compiles a dictionary:
-//
-//	# comment
-//	$set = word | several words | prefix* | *inside*
-//	class: $set <2> word|other <0> $set2
-//	class! <|mark|> [mark]:
-//
-// The last form lists marks, which stand for themselves. A phrase belongs to a class and is a sequence of sets, with the greatest
-// number of words that may lie between them. Every phrase in ASCII is also
-// looked for written backwards and in rot13.
-func parsePhrases(source string, classes map[string]uint64) (*automaton, error) {
-	sets := make(map[string][]string)
-	var phrases []phrase
-	for n, line := range strings.Split(source, "\n") {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		fail := func(what string) error { return fmt.Errorf("line %d: %s", n+1, what) }
-		if name, def, ok := strings.Cut(line, "="); ok && line[0] == '$' {
-			for _, alt := range strings.Split(def, "|") {
-				alt = strings.TrimSpace(alt)
-				if strings.HasPrefix(alt, "$") {
-					sets[strings.TrimSpace(name)] = append(sets[strings.TrimSpace(name)], sets[alt]...)
-				} else if alt != "" {
-					sets[strings.TrimSpace(name)] = append(sets[strings.TrimSpace(name)], alt)
-				}
-			}
-			continue
-		}
-		if class, def, ok := strings.Cut(line, "! "); ok && classes[class] != 0 {
-			phrases = append(phrases, phrase{found: classes[class], words: [][]string{strings.Fields(def)}})
-			continue
-		}
-		class, def, ok := strings.Cut(line, ":")
-		if !ok || classes[class] == 0 {
-			return nil, fail("want $set = words, or class: phrase")
-		}
-		p := phrase{found: classes[class]}
-		for i, part := range strings.FieldsFunc(def, func(r rune) bool { return r == '<' || r == '>' }) {
-			part = strings.TrimSpace(part)
-			if i%2 == 1 {
-				gap, err := strconv.ParseInt(part, 10, 32)
-				if err != nil || gap < 0 || gap > 32 {
-					return nil, fail("a gap is a number from 0 to 32")
-				}
-				p.gaps = append(p.gaps, int32(gap))
-				continue
-			}
-			var words []string
-			for _, alt := range strings.Split(part, "|") {
-				if alt = strings.TrimSpace(alt); strings.HasPrefix(alt, "$") {
-					if sets[alt] == nil {
-						return nil, fail("no set " + alt)
-					}
-					words = append(words, sets[alt]...)
-				} else if alt != "" {
-					words = append(words, alt)
-				}
-			}
-			if len(words) == 0 {
-				return nil, fail("an empty step")
-			}
-			p.words = append(p.words, words)
-		}
-		if len(p.words) == 0 || len(p.gaps) != len(p.words)-1 {
-			return nil, fail("want steps with gaps between them")
-		}
-		phrases = append(phrases, p)
-	}
-
-	b := &builder{entries: make(map[string]*word), symbol: make(map[byte]byte)}
-	a := &automaton{}
-	for _, view := range []func(string) string{func(s string) string { return s }, rot13, reversed} {
-		for _, p := range phrases {
-			if view("ab") != "ab" && !p.latin() {
-				continue
-			}
-			n := len(p.words)
-			for i := range p.words {
-				from, gap := i, int32(-1)
-				if n1 := n - 1; view("ab") == "ba" {
-					from = n1 - i
-					if i > 0 {
-						gap = p.gaps[n1-i]
-					}
-				} else if i > 0 {
-					gap = p.gaps[i-1]
-				}
-				s := step{at: uint32(a.steps + i), gap: gap}
-				if i == n-1 {
-					s.found = p.found
-				}
-				for _, w := range p.words[from] {
-					b.add(w, view, s)
-				}
-			}
-			a.steps += n
-		}
-	}
-	return a, b.build(a)
-}
-
-// phrase is one line of a dictionary.
-type phrase struct {
-	found uint64
-	words [][]string
-	gaps  []int32
-}
-
-// latin reports whether the phrase is in ASCII.
-func (p *phrase) latin() bool {
-	for _, set := range p.words {
-		for _, w := range set {
-			if strings.ContainsFunc(w, func(r rune) bool { return r >= utf8.RuneSelf }) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-func rot13(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' {
-			return 'a' + (r-'a'+13)%26
-		}
-		return r
-	}, s)
-}
-
-func reversed(s string) string {
-	r := []rune(s)
-	for i, j := 0, len(r)-1; i < j; i, j = i+1, j-1 {
-		r[i], r[j] = r[j], r[i]
-	}
-	return string(r)
-}
-
-// builder collects the words, then lays out the table.
-type builder struct {
-	entries map[string]*word // by their symbols, bytes as they are and edge as 0
-	keys    []string
-	symbol  map[byte]byte
-}
-
-const edge = 0 // in a key; no normalised text has a zero byte
-
-func (b *builder) add(text string, view func(string) string, s step) {
-	w := word{}
-	open, shut := true, true // edges before and after
-	if strings.HasPrefix(text, "*") {
-		text, open = text[1:], false
-	}
-	if strings.HasSuffix(text, "*") {
-		text, shut = text[:len(text)-1], false
-	}
-	plain := view(string(appendNormal(nil, []byte(text))))
-	if !open && !shut {
-		w.glued = true
-	} else if view("ab") == "ba" {
-		open, shut = shut, open
-	}
-	w.inside = !shut && !w.glued && plain != "" && wordByte(plain[len(plain)-1])
-	key := make([]byte, 0, len(plain)+2)
-	in := false
-	for i := range len(plain) {
-		if wordByte(plain[i]) != in {
-			in = !in
-			if in {
-				w.length++
-			}
-			if i > 0 || open {
-				key = append(key, edge)
-			}
-		}
-		if plain[i] != '\'' {
-			key = append(key, plain[i])
-		}
-	}
-	if in && shut {
-		key = append(key, edge)
-	}
-	if w.glued {
-		w.length = 1
-	}
-	e := b.entries[string(key)]
-	if e == nil {
-		e = &w
-		b.entries[string(key)] = e
-		b.keys = append(b.keys, string(key))
-	}
-	for i := range e.steps {
-		if e.steps[i].at == s.at {
-			return
-		}
-	}
-	e.steps = append(e.steps, s)
-}
-
-// wordByte reports whether a normalised byte is part of a word.
-func wordByte(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c >= utf8.RuneSelf || c == '\''
-}
-
-func (b *builder) build(a *automaton) error {
-	for c := range 256 {
-		a.symbols[c] = symOther
-		if wordByte(byte(c)) {
-			a.symbols[c] = symWord
-		}
-	}
-	a.symbols['\''] = symDrop
-	n := byte(symBytes)
-	for _, k := range b.keys {
-		for i := range len(k) {
-			if c := k[i]; c != edge && b.symbol[c] == 0 {
-				b.symbol[c] = n
-				a.symbols[c] = n
-				n++
-			}
-		}
-	}
-	a.stride = int(n)
-	t := folds()
-	for c := range a.ascii {
-		e := uint32(c)
-		if f := t.pages[0][c]; f != 0 {
-			e = f
-		}
-		a.ascii[c], a.word[c] = symDrop, false
-		if e != foldDrop {
-			a.ascii[c] = a.symbols[e]
-			a.word[c] = e != '\'' && wordByte(byte(e))
-		}
-	}
-
-	// The trie, then failure links in breadth-first order, which also complete
-	// the transitions.
-	type node struct {
-		next  map[byte]int
-		fail  int
-		words []*word
-	}
-	nodes := []node{{next: map[byte]int{}}}
-	for _, k := range b.keys {
-		at := 0
-		for i := range len(k) {
-			s := b.symbol[k[i]]
-			if k[i] == edge {
-				s = symEdge
-			}
-			to, ok := nodes[at].next[s]
-			if !ok {
-				to = len(nodes)
-				nodes = append(nodes, node{next: map[byte]int{}})
-				nodes[at].next[s] = to
-			}
-			at = to
-		}
-		nodes[at].words = append(nodes[at].words, b.entries[k])
-	}
-	if len(nodes) > 1<<16-1 {
-		return fmt.Errorf("%d states are more than a table of 16 bits holds", len(nodes))
-	}
-	full := make([]int, len(nodes)*a.stride)
-	queue := make([]int, 0, len(nodes))
-	for s, to := range nodes[0].next {
-		full[int(s)] = to
-		queue = append(queue, to)
-	}
-	for i := 0; i < len(queue); i++ {
-		at := queue[i]
-		fail := nodes[at].fail
-		nodes[at].words = append(nodes[at].words, nodes[fail].words...)
-		for s := range a.stride {
-			to, ok := nodes[at].next[byte(s)]
-			if !ok {
-				full[at*a.stride+s] = full[fail*a.stride+s]
-				continue
-			}
-			full[at*a.stride+s] = to
-			nodes[to].fail = full[fail*a.stride+s]
-			queue = append(queue, to)
-		}
-	}
-	// Number the states so that those with words come last.
-	number := make([]uint16, len(nodes))
-	var count uint16
-	for pass := range 2 {
-		for i := range nodes {
-			if (len(nodes[i].words) > 0) == (pass == 1) {
-				number[i] = count
-				count++
-			}
-		}
-		if pass == 0 {
-			a.first = count
-		}
-	}
-	a.next = make([]uint16, len(full))
-	a.words = make([][]word, int(count)-int(a.first))
-	for i := range nodes {
-		for s := range a.stride {
-			a.next[int(number[i])*a.stride+s] = number[full[i*a.stride+s]]
-		}
-		for _, w := range nodes[i].words {
-			a.words[number[i]-a.first] = append(a.words[number[i]-a.first], *w)
-		}
-	}
-	return nil
-}
-
 // matcher is where one stream of text stands in an automaton. The zero value
 // with an automaton is ready; it is not safe for concurrent use.
 type matcher struct {
@@ -375,6 +57,7 @@ type matcher struct {
 	have    uint8
 	tags    uint8 // length of the run of tag characters or variation selectors
 	flag    bool  // the run follows a flag, where tag characters belong
+	blind   uint8 // length of the run of other characters without a shape
 
 	// glue is the automaton over the text without the breaks between elements:
 	// a word cut in two by a break is found there. It runs from a break to the
@@ -389,7 +72,7 @@ func newMatcher(a *automaton) *matcher {
 }
 
 // distant is farther than any gap: what lies before it is out of reach.
-const distant = 64
+const distant = 32*lettersPerWord + 64
 
 // reset forgets all text, cheaply.
 func (m *matcher) reset() {
@@ -421,7 +104,7 @@ func (m *matcher) write(text []byte) {
 			continue
 		}
 		i++
-		m.tags, m.flag = 0, false
+		m.tags, m.flag, m.blind = 0, false, 0
 		if a.word[c] && m.inWord && !m.gluing { // the plain case
 			state = a.next[int(state)*a.stride+int(a.ascii[c])]
 			if state >= a.first {
@@ -584,9 +267,15 @@ func (m *matcher) hidden(r rune) {
 		}
 	case r == 0x202D || r == 0x202E: // overrides of the writing direction
 		m.found |= hiddenText
-		m.tags, m.flag = 0, false
+	case r == 0xAD || r == 0x180E || r >= 0x200B && r <= 0x200F || r >= 0x2060 && r <= 0x2064 || r == 0xFEFF:
+		// Texts have a joiner or a mark here and there: a run of them is a
+		// message in two or four signs.
+		if m.blind++; m.blind >= 8 {
+			m.found |= hiddenText
+			m.blind = 0
+		}
 	default:
-		m.tags, m.flag = 0, r == 0x1F3F4
+		m.tags, m.flag, m.blind = 0, r == 0x1F3F4, 0
 	}
 }
 
@@ -612,4 +301,25 @@ func (m *matcher) pause() {
 	inWord := m.inWord
 	m.end() // of the word glued together, too
 	m.glue, m.gluing, m.have, m.fresh = glue, inWord, have, true
+}
+
+// spell matches letters in lower case that have nothing between them, or zeros
+// where a text ends, with the automaton for spelled words.
+func (m *matcher) spell(text []byte) uint64 {
+	m.reset()
+	a := m.a
+	state := uint16(0)
+	for _, c := range text {
+		if c == 0 {
+			state = 0
+			m.at += distant
+			continue
+		}
+		m.at++
+		state = a.next[int(state)*a.stride+int(a.symbols[c])]
+		if state >= a.first {
+			m.hit(state)
+		}
+	}
+	return m.found
 }

@@ -1,6 +1,9 @@
 package inspect
 
 import (
+	"maps"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,6 +68,26 @@ func BenchmarkRequest(b *testing.B) {
 	}
 }
 
+// BenchmarkCostly reads what was made to cost more than prose, and prose, with
+// every detector.
+func BenchmarkCostly(b *testing.B) {
+	texts := costly()
+	texts["prose"] = strings.Repeat(prose, 160)
+	texts["prose, 1 MB"] = strings.Repeat(prose, 1<<20/len(prose))
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		b.Run(name, func(b *testing.B) {
+			text := []byte(texts[name])
+			s := borrow(new(engine))
+			defer s.put()
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				s.whole(text, ^uint64(0))
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(text)), "ns/byte")
+		})
+	}
+}
+
 // BenchmarkNumeric is a message without text.
 func BenchmarkNumeric(b *testing.B) {
 	p, i := benchPart(b, nil, unary)
@@ -87,4 +110,38 @@ func BenchmarkChunk(b *testing.B) {
 		_ = part.Response(m)
 	}
 	part.End(interceptors.Outcome{})
+}
+
+// TestAllocations bounds what one prompt allocates where a plan decides.
+func TestAllocations(t *testing.T) {
+	cfg := &configv1.Inspect{Rules: "Include @sluice/personal.conf\nInclude @sluice/secrets.conf"}
+	for name, text := range map[string]string{
+		"clean": prose, "denied": prose + attack, "encoded": prose + base64Of(attack), "four kilobytes": strings.Repeat(prose, 20),
+		"redacted": prose + "Write to ann@example.com.",
+	} {
+		p := newPolicy(t, cfg)
+		c, _ := call(t, p, unary)
+		i := &interceptors.Inference{Call: c}
+		e := raw(t, c.Method.Request, prompt(text))
+		m := &e.Message
+		if _, err := c.Request(e); (err != nil) != (name == "denied" || name == "encoded") {
+			t.Fatal(name, err)
+		}
+		least := math.Inf(1) // the race detector has pools lose things
+		for range 20 {
+			least = min(least, testing.AllocsPerRun(1, func() {
+				for k := range m.Fields {
+					if f := &m.Fields[k]; f.Role == fields.Prompt {
+						m.Set(f, []byte(text)) // as it was before it was redacted
+					}
+				}
+				part, _ := p.Start(i)
+				_ = part.Request(m)
+				part.End(interceptors.Outcome{})
+			}))
+		}
+		if least > 20 {
+			t.Errorf("%s: %.0f allocations", name, least)
+		}
+	}
 }

@@ -4,8 +4,6 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,13 +25,15 @@ var rulesFS embed.FS
 //go:embed phrases.txt
 var phrasesText string
 
-// dictionary is compiled once; it is the same for every policy.
-var dictionary = sync.OnceValues(func() (*automaton, error) {
-	a, err := parsePhrases(phrasesText, phraseClasses)
-	if err != nil {
-		return nil, fmt.Errorf("phrases.txt: %w", err)
+// dictionaries are compiled once; they are the same for every policy.
+var dictionaries = sync.OnceValues(func() (d struct{ words, spelled *automaton }, err error) {
+	if d.words, err = parsePhrases(phrasesText, phraseClasses, false); err == nil {
+		d.spelled, err = parsePhrases(phrasesText, phraseClasses, true)
 	}
-	return a, nil
+	if err != nil {
+		err = fmt.Errorf("phrases.txt: %w", err)
+	}
+	return d, err
 })
 
 // argumentLimit is how many texts one message may have. Coraza passes over what
@@ -43,24 +43,17 @@ const argumentLimit = 1 << 20
 
 // engine is a compiled rule set. It is immutable and safe for concurrent use.
 type engine struct {
-	a       *automaton
 	waf     coraza.WAF
 	txs     experimental.WAFWithOptions
 	rules   map[int]*rule
 	limit   int
 	request plan
 	answer  plan
-}
 
-// plan says when a transaction is needed. If every rule begins with one of our
-// operators, not negated and on the text as it is, then a message in which none
-// of their detectors fires cannot match any.
-type plan struct {
-	mask    uint64 // detectors that some rule asks for
-	foreign bool   // some rule asks for more
-}
+	annotates bool // some rule has the action
 
-func (p plan) needed(found uint64) bool { return p.foreign || found&p.mask != 0 }
+	canary, canarySpelled *automaton // nil without canaries
+}
 
 // rule is what is told of a rule.
 type rule struct {
@@ -68,6 +61,8 @@ type rule struct {
 	class    string
 	severity float64
 	shadow   bool
+	annotate bool // the model server is told
+	log      bool // a match is an event, whatever else it is
 }
 
 // source is a piece of SecLang.
@@ -78,10 +73,10 @@ type source struct {
 }
 
 func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
-	a, err := dictionary()
-	if err != nil {
+	if _, err := dictionaries(); err != nil {
 		return nil, err
 	}
+	var err error
 	var sources []source
 	if !cfg.GetNoStarterRules() {
 		text, err := rulesFS.ReadFile("rules/starter.conf")
@@ -115,7 +110,10 @@ func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
 	if r := cfg.GetRules(); strings.TrimSpace(r) != "" {
 		sources = append(sources, source{inline, inline, []byte(r)})
 	}
-	e := &engine{a: a, limit: argumentLimit}
+	e := &engine{limit: argumentLimit}
+	if e.canary, e.canarySpelled, err = newCanaries(cfg.GetCanaries()); err != nil {
+		return nil, err
+	}
 	if err := e.compile(sources, cfg.GetShadow()); err != nil {
 		return nil, locate(sources, err)
 	}
@@ -184,90 +182,6 @@ func reason(err error) string {
 	return s
 }
 
-// ruleError says where a rule is wrong.
-type ruleError struct {
-	file string
-	line int
-	err  error
-}
-
-func (e *ruleError) Error() string { return fmt.Sprintf("%s:%d: %s", e.file, e.line, e.err) }
-func (e *ruleError) Unwrap() error { return e.err }
-
-// directive is where a directive begins, as a line, and ends, as an offset.
-type directive struct {
-	line, end int
-	text      string
-}
-
-// directives cuts SecLang into directives: lines, joined by backslashes.
-func directives(text []byte) (list []directive) {
-	at, line, from := 0, 0, 0
-	var open strings.Builder
-	for _, l := range strings.SplitAfter(string(text), "\n") {
-		line++
-		at += len(l)
-		l = strings.TrimSpace(l)
-		if l == "" || l[0] == '#' {
-			continue
-		}
-		if open.Len() == 0 {
-			from = line
-		}
-		if rest, ok := strings.CutSuffix(l, "\\"); ok {
-			open.WriteString(rest)
-			continue
-		}
-		open.WriteString(l)
-		list = append(list, directive{from, at, open.String()})
-		open.Reset()
-	}
-	return list
-}
-
-// ours are directives that a rule file must leave alone: the first group would
-// have Coraza read, buffer or write what it must not, the second would switch
-// it off.
-var ours = map[string]string{}
-
-func init() {
-	for _, d := range strings.Fields(`secrequestbodyaccess secrequestbodylimit secrequestbodyinmemorylimit
-		secrequestbodynofileslimit secrequestbodylimitaction secresponsebodyaccess secresponsebodylimit
-		secresponsebodylimitaction secauditengine secauditlog secauditlogdir secauditlogtype secauditlogformat
-		secauditlogparts secauditlogrelevantstatus secauditlogdirmode secauditlogfilemode secauditlog2 secdebuglog
-		secdebugloglevel secuploaddir secuploadkeepfiles secuploadfilemode secuploadfilelimit sectmpdir secdatadir`) {
-		ours[d] = "leave it out: fields are read in memory, and nothing of a message is ever written"
-	}
-	ours["secargumentslimit"] = "leave it out: past Coraza's limit nothing would be inspected"
-	ours["secruleengine"] = "leave it out: to watch without refusing, list rules under shadow"
-}
-
-// lint refuses directives that are not a rule file's business, and reports
-// those that change other rules behind the plan's back.
-func lint(name string, text []byte) (foreign bool, err error) {
-	for _, d := range directives(text) {
-		word, rest, _ := strings.Cut(d.text, " ")
-		word = strings.ToLower(word)
-		if why := ours[word]; why != "" {
-			return false, &ruleError{name, d.line, fmt.Errorf("%s: %s", strings.SplitN(d.text, " ", 2)[0], why)}
-		}
-		if strings.HasPrefix(word, "secruleupdate") || word == "secdefaultaction" && transforms(rest) {
-			foreign = true
-		}
-	}
-	return foreign, nil
-}
-
-// transforms reports whether actions have a transformation.
-func transforms(actions string) bool {
-	for _, a := range strings.FieldsFunc(actions, func(r rune) bool { return r == ',' || r == '"' || r == ' ' || r == '\t' }) {
-		if a = strings.ToLower(a); strings.HasPrefix(a, "t:") && a != "t:none" {
-			return true
-		}
-	}
-	return false
-}
-
 // compile makes the WAF and the plans.
 func (e *engine) compile(sources []source, shadow []uint32) error {
 	files := &ruleFS{files: make(map[string][]byte)}
@@ -308,6 +222,14 @@ func (e *engine) compile(sources []source, shadow []uint32) error {
 	if files.foreign {
 		e.request.foreign, e.answer.foreign = true, true
 	}
+	if n := len(e.request.rules) + len(e.answer.rules); files.partial || waf.(experimental.WAFWithRules).RulesCount() != n {
+		e.request.partial, e.answer.partial = true, true
+	}
+	for _, p := range []*plan{&e.request, &e.answer} {
+		for _, r := range p.rules {
+			p.names = p.names || slices.ContainsFunc(r.targets, func(t target) bool { return t.names })
+		}
+	}
 	e.waf, e.txs = waf, waf.(experimental.WAFWithOptions)
 	return nil
 }
@@ -346,11 +268,21 @@ func (e *engine) observe(m types.RuleMetadata) error {
 	if hasAction(lower, "redact") && !strings.Contains(lower, "@sluicepersonal") && !strings.Contains(lower, "@sluicesecret") {
 		return fail("redact needs @sluicePersonal or @sluiceSecret, which know what to replace")
 	}
+	r.log, r.annotate = hasAction(lower, "log"), hasAction(lower, "annotate")
+	if r.annotate && p == &e.answer {
+		return fail("annotate goes with requests: what it tells is sent before there is a response")
+	}
+	e.annotates = e.annotates || r.annotate
 	mask, ok := ownOperator(raw)
 	if !ok || transforms(raw) {
 		p.foreign = true
 	}
 	p.mask |= mask
+	one, ok := planRule(raw, r, m.Phase())
+	if ok {
+		p.rules = append(p.rules, one)
+	}
+	p.partial = p.partial || !ok
 	if rest := raw; strings.Contains(rest, "\n") { // the rest of a chain may ask for more
 		for _, l := range strings.Split(rest, "\n")[1:] {
 			mask, _ := ownOperator(l)
@@ -389,52 +321,6 @@ func ownOperator(raw string) (mask uint64, ok bool) {
 	}
 	mask, err := parseDetectors(args, classes)
 	return mask, err == nil
-}
-
-// embedded is where the rule files are that come with Sluice, for Include and
-// rule_files.
-const embedded = "@sluice/"
-
-func readRules(name string) ([]byte, error) {
-	if _, file, ok := strings.Cut(name, embedded); ok {
-		return rulesFS.ReadFile("rules/" + file)
-	}
-	return os.ReadFile(name)
-}
-
-// ruleFS is where Coraza reads rule files: those in hand, those that come with
-// Sluice, and the file system. Every one is linted.
-type ruleFS struct {
-	files   map[string][]byte
-	foreign bool
-	err     error
-}
-
-func (f *ruleFS) Open(name string) (fs.File, error) { return os.Open(name) }
-
-func (f *ruleFS) Glob(pattern string) ([]string, error) { return filepath.Glob(pattern) }
-
-func (f *ruleFS) ReadFile(name string) ([]byte, error) {
-	text, ok := f.files[strings.TrimPrefix(name, "/")]
-	if ok {
-		name = strings.TrimPrefix(name, "/")
-	} else if text, ok = f.files[name]; !ok {
-		if text, ok = f.files["/"+name]; !ok {
-			var err error
-			if text, err = readRules(name); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if !strings.HasSuffix(name, ".data") { // lists for @pmFromFile and the like
-		foreign, err := lint(name, text)
-		if err != nil {
-			f.err = err
-			return nil, err
-		}
-		f.foreign = f.foreign || foreign
-	}
-	return text, nil
 }
 
 // text is one argument of a transaction.
@@ -477,9 +363,22 @@ type hit struct {
 var (
 	errEngine = errors.New("the rule engine failed")
 	errLimit  = errors.New("more texts than the rule engine takes")
+	errDepth  = errors.New("the text stands for more text than is inspected")
 
 	transactionID atomic.Uint64
 )
+
+// decide runs the rules over texts, in a transaction where they need one.
+func (e *engine) decide(texts []text, answer bool) (outcome, error) {
+	p := &e.request
+	if answer {
+		p = &e.answer
+	}
+	if p.whole() {
+		return e.evaluate(texts, answer)
+	}
+	return e.judge(texts, answer)
+}
 
 // judge runs the rules over texts in a transaction.
 func (e *engine) judge(texts []text, answer bool) (o outcome, err error) {
@@ -542,8 +441,11 @@ func (e *engine) judge(texts []text, answer bool) (o outcome, err error) {
 	} else if tx.ProcessRequestHeaders() == nil {
 		_, err = tx.ProcessRequestBody()
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return o, errEngine
+	case p.over:
+		return o, errDepth
 	}
 	o.at = -1
 	matched := tx.MatchedRules()
@@ -580,68 +482,4 @@ func (e *engine) judge(texts []text, answer bool) (o outcome, err error) {
 		}
 	}
 	return o, nil
-}
-
-// scratch is a matcher for whole texts, and room for what is decoded or found.
-type scratch struct {
-	m     *matcher
-	buf   []byte
-	spans []span
-}
-
-// room is n bytes that are free again when buf is cut back to mark.
-func (s *scratch) room(n int) (b []byte, mark int) {
-	mark = len(s.buf)
-	s.buf = slices.Grow(s.buf, n)[:mark+n]
-	return s.buf[mark:], mark
-}
-
-// put gives it back, but for room that only one large text needed.
-func (s *scratch) put() {
-	if cap(s.buf) > 1<<16 {
-		s.buf = nil
-	}
-	if cap(s.spans) > 1<<10 {
-		s.spans = nil
-	}
-	scratches.Put(s)
-}
-
-var scratches = sync.Pool{New: func() any {
-	a, _ := dictionary()
-	return &scratch{m: newMatcher(a)}
-}}
-
-// whole matches one whole text.
-func (s *scratch) whole(a *automaton, text []byte) uint64 {
-	s.m.reset()
-	s.m.write(text)
-	s.m.end()
-	return s.m.found
-}
-
-// read matches one whole text with the detectors of the mask.
-func (e *engine) read(text []byte, mask uint64) (found uint64) {
-	s := scratches.Get().(*scratch)
-	defer s.put()
-	return e.readWith(s, text, mask)
-}
-
-func (e *engine) readWith(s *scratch, text []byte, mask uint64) (found uint64) {
-	if mask&^kindMask != 0 {
-		found = s.whole(e.a, text) | e.a.views(s, text, 0)
-	}
-	return found | e.spans(s, text, mask)
-}
-
-// spans tells which detectors of personal data and secrets fire.
-func (e *engine) spans(s *scratch, text []byte, mask uint64) (found uint64) {
-	if mask&kindMask == 0 {
-		return 0
-	}
-	s.spans = findSpans(s.spans[:0], text, mask)
-	for _, x := range s.spans {
-		found |= 1 << x.kind
-	}
-	return found
 }

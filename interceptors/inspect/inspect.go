@@ -15,26 +15,33 @@
 // a rule for one is an error. Every occurrence of a field is inspected, also one
 // that decoders would drop.
 //
-// Beside Coraza's operators there are three of ours:
+// Beside Coraza's operators there are four of ours:
 //
-//	@sluicePhrases injection,extraction,jailbreak,exfiltration,tool,hidden
-//	@sluicePersonal email,card,iban,ssn
-//	@sluiceSecret privatekey,aws,github,token
+//	@sluicePhrases injection,extraction,jailbreak,exfiltration,tool,hidden,canary
+//	@sluicePersonal email,phone,card,iban,ssn,id,ip
+//	@sluiceSecret privatekey,aws,github,token,assigned
+//	@sluiceStructure script,repetition,control
 //
-// and one action, redact, which goes with the last two: what was found becomes
-// "[redacted:email]". The files @sluice/starter.conf (used by default),
-// @sluice/personal.conf and @sluice/secrets.conf can be included.
+// and two actions: redact, which goes with the second and third: what was found
+// becomes "[redacted:email]"; and annotate: the model server gets the rule's
+// class as metadata (AnnotationHeader). The files @sluice/starter.conf (used by
+// default), @sluice/personal.conf, @sluice/secrets.conf and
+// @sluice/structure.conf can be included.
 //
-// The phrases are matched over normalised text (see normalize.go), once, before
-// Coraza. Where all rules begin with our operators and no detector fires, there
-// is no transaction at all; TestPlan holds that the verdict is the same.
+// Every text is read once, before the rules, as it came and in all that it
+// stands for: normalised (see normalize.go), decoded to a depth of three and
+// spelled out (see views.go). The work is bounded by the length of the text; a
+// text that stands for more is refused whole. Rule sets that are no more than our
+// operators are evaluated by a plan; others by Coraza, in a transaction (see
+// plan.go). TestPlan holds that the verdict is the same.
 //
-// Phrases are seen across the elements, tensors and messages of one inference's
-// prompts, and across the chunks of one output, however they are cut. Output
-// that was delivered before a phrase was complete is not taken back; a denial
-// says how much it was (deliveredBytes). Encoded text (base64, hexadecimal,
-// percent), digits for letters, personal data and secrets are looked for within
-// one element or chunk: holding chunks back is still to come.
+// Phrases and canaries are seen across the elements, tensors and messages of one
+// inference's prompts, and across the chunks of one output, however they are cut;
+// encoded text across the elements and messages of prompts. Output that was
+// delivered before a phrase was complete is not taken back; a denial says how
+// much it was (deliveredBytes). In streamed output, personal data, secrets and
+// encoded text are looked for within one chunk: holding chunks back is still to
+// come.
 //
 // Nothing of a text is logged, written to disk or told to the caller. If the
 // engine fails the inference is refused.
@@ -43,13 +50,16 @@ package inspect
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+	"google.golang.org/grpc/metadata"
 )
 
 // Policy inspects. It is immutable and safe for concurrent use.
@@ -68,6 +78,9 @@ func New(cfg *configv1.Inspect, dir string) (*Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inspect.%w", err)
 	}
+	if len(cfg.GetCanaries()) > 0 && !cfg.GetResponses() {
+		return nil, errors.New("inspect.canaries: outputs are not read; set responses: true")
+	}
 	return &Policy{engine: e, responses: cfg.GetResponses()}, nil
 }
 
@@ -81,7 +94,22 @@ func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
 	if c.Method == nil || c.Method.Kind != dialect.Inference {
 		return nil, nil
 	}
+	if p.engine.annotates {
+		return &annotated{Policy: p}, nil
+	}
 	return p, nil
+}
+
+// annotated is the policy's part in a call whose metadata it may add to. That
+// goes out with the first message of the first inference.
+type annotated struct {
+	*Policy
+	begun atomic.Bool
+}
+
+// Start takes part in every inference.
+func (a *annotated) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
+	return &part{policy: a.Policy, inference: i, stream: i.Call.Method.ServerStreams, annotates: !a.begun.Swap(true)}, nil
 }
 
 // Start takes part in every inference.
@@ -97,8 +125,10 @@ type part struct {
 	policy    *Policy
 	inference *interceptors.Inference
 	stream    bool // responses may be many
+	annotates bool // the call's metadata is still to be sent
 
 	prompt    *scratch // the prompts so far
+	tail      []byte   // and their end
 	outputs   []output // the outputs so far
 	round     int      // counts responses
 	delivered int      // bytes of output
@@ -117,80 +147,6 @@ type output struct {
 // chunk; further ones are read chunk by chunk.
 const maxOutputs = 64
 
-// Request inspects a request message.
-func (p *part) Request(m *fields.Message) error {
-	e := p.policy.engine
-	mask := e.request.mask
-	s := scratches.Get().(*scratch)
-	defer s.put()
-	found, all := p.found, uint64(0)
-	if found == nil {
-		found = p.space[:0]
-	}
-	found = found[:0]
-	for n := range m.Fields {
-		f := &m.Fields[n]
-		var hits uint64
-		switch placeOf(f.Role) {
-		case inPrompt:
-			text := m.Bytes(f)
-			if len(text) == 0 {
-				break
-			}
-			if mask&^kindMask != 0 {
-				if p.prompt == nil {
-					p.prompt = scratches.Get().(*scratch)
-					p.prompt.m.reset()
-				}
-				c := p.prompt.m
-				c.found = 0
-				c.write(text)
-				c.pause()
-				hits = c.found | e.a.views(s, text, 0)
-			}
-			hits |= e.spans(s, text, mask)
-		case inParameter:
-			if text := m.Bytes(f); len(text) > 0 {
-				hits = e.readWith(s, text, mask)
-			}
-			if key := m.Key(f); key != "" && !m.IsElement(f) {
-				all |= e.readWith(s, []byte(key), mask&^kindMask)
-			}
-		case inIdentifier:
-			if text := m.Bytes(f); len(text) > 0 {
-				hits = e.readWith(s, text, mask)
-			}
-		}
-		found = append(found, hits)
-		all |= hits
-	}
-	for n := range m.Tensors {
-		all |= e.readWith(s, m.Name(&m.Tensors[n]), mask)
-	}
-	p.found = found
-	if !e.request.needed(all) {
-		return nil
-	}
-	texts := make([]text, 0, len(m.Fields)+len(m.Tensors))
-	for n := range m.Fields {
-		f := &m.Fields[n]
-		pl := placeOf(f.Role)
-		if pl == notInspected {
-			continue
-		}
-		value := m.Bytes(f)
-		if !m.IsString(f) {
-			value = m.AppendText(nil, f)
-		}
-		texts = append(texts, text{place: pl, name: m.Path(f), value: value, found: found[n], field: n})
-	}
-	for n := range m.Tensors {
-		v := m.Name(&m.Tensors[n])
-		texts = append(texts, text{place: inIdentifier, name: "tensor_name", value: v, found: e.readWith(s, v, mask), field: -1})
-	}
-	return p.act(m, texts, false)
-}
-
 // Response inspects a response message.
 func (p *part) Response(m *fields.Message) error {
 	if !p.policy.responses {
@@ -200,11 +156,9 @@ func (p *part) Response(m *fields.Message) error {
 	mask := e.answer.mask
 	p.round++
 	final := !p.stream
-	found, all, size := p.found, uint64(0), 0
-	if found == nil {
-		found = p.space[:0]
-	}
-	found = found[:0]
+	s := borrow(p.policy.engine)
+	defer s.put()
+	found, all, size := p.room(), uint64(0), 0
 	for n := range m.Fields {
 		f := &m.Fields[n]
 		var hits uint64
@@ -218,20 +172,24 @@ func (p *part) Response(m *fields.Message) error {
 			text := m.Bytes(f)
 			size += len(text)
 			switch o := p.follow(m.Key(f)); {
-			case mask&^kindMask == 0:
+			case mask&surfaceMask == 0:
 			case o == nil:
-				hits = e.read(text, mask&^kindMask)
+				s.whole(text, mask&surfaceMask)
+				hits = s.found
 			default:
-				o.s.m.found = 0
-				o.s.m.write(text)
-				hits = o.s.m.found
+				hits = o.s.flow(text)
 			}
 			if mask&kindMask != 0 {
-				hits |= e.read(text, mask&kindMask)
+				s.whole(text, mask&kindMask)
+				hits |= s.found
 			}
 		default:
-			hits = e.read(m.Bytes(f), mask)
+			s.whole(m.Bytes(f), mask)
+			hits = s.found
 			size += len(m.Bytes(f))
+		}
+		if s.over {
+			return tooDeep()
 		}
 		found = append(found, hits)
 		all |= hits
@@ -242,10 +200,7 @@ func (p *part) Response(m *fields.Message) error {
 		// A word at the very end of an output ends with it.
 		var hits uint64
 		for i := range p.outputs {
-			c := p.outputs[i].s.m
-			c.found = 0
-			c.end()
-			hits |= c.found
+			hits |= p.outputs[i].s.end()
 		}
 		if all |= hits; hits != 0 {
 			last = len(found)
@@ -256,10 +211,11 @@ func (p *part) Response(m *fields.Message) error {
 		p.delivered += size
 		return nil
 	}
-	texts := make([]text, 0, len(m.Fields)+1)
+	some := e.answer.whole()
+	var texts []text
 	for n := range m.Fields {
 		f := &m.Fields[n]
-		if !fields.IsText(f.Role) {
+		if !fields.IsText(f.Role) || some && found[n]&mask == 0 {
 			continue
 		}
 		value := m.Bytes(f)
@@ -290,8 +246,8 @@ func (p *part) follow(key string) *output {
 	if len(p.outputs) == maxOutputs {
 		return nil
 	}
-	s := scratches.Get().(*scratch)
-	s.m.reset()
+	s := borrow(p.policy.engine)
+	s.open()
 	p.outputs = append(p.outputs, output{key: key, round: p.round, s: s})
 	return &p.outputs[len(p.outputs)-1]
 }
@@ -325,9 +281,11 @@ func placeOf(r fields.Role) place {
 
 // act runs the rules and does what they say.
 func (p *part) act(m *fields.Message, texts []text, answer bool) error {
-	o, err := p.policy.engine.judge(texts, answer)
+	o, err := p.policy.engine.decide(texts, answer)
 	switch {
 	case err == nil:
+	case errors.Is(err, errDepth):
+		return tooDeep()
 	case errors.Is(err, errLimit):
 		return interceptors.Deny(name, interceptors.MessageTooLarge, "the message has more texts than can be inspected; send fewer elements")
 	default:
@@ -335,8 +293,12 @@ func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 			Message: "the message could not be inspected", Cause: err}
 	}
 	for _, h := range o.matched {
-		if h.rule.shadow {
+		switch {
+		case h.rule.shadow:
 			p.emit("shadow", h.rule, texts, h.text)
+		case h.rule == o.denied:
+		case h.rule.log:
+			p.emit("matched", h.rule, texts, h.text)
 		}
 	}
 	if o.denied != nil {
@@ -356,7 +318,30 @@ func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 		return d
 	}
 	p.redact(m, texts, o.redactions)
+	if p.annotates {
+		for _, h := range o.matched {
+			if h.rule.annotate && !h.rule.shadow {
+				p.annotate(h.rule.class)
+			}
+		}
+	}
 	return nil
+}
+
+// AnnotationHeader is the metadata by which the model server learns the classes
+// of the rules with the action annotate that matched, one value each. Doors
+// take it from no caller.
+const AnnotationHeader = "x-sluice-class"
+
+func (p *part) annotate(class string) {
+	c := p.inference.Call
+	if slices.Contains(c.Outgoing[AnnotationHeader], class) {
+		return
+	}
+	if c.Outgoing == nil {
+		c.Outgoing = make(metadata.MD, 1)
+	}
+	c.Outgoing.Append(AnnotationHeader, class)
 }
 
 // redact replaces what rules found.
@@ -364,6 +349,8 @@ func (p *part) redact(m *fields.Message, texts []text, redactions []redaction) {
 	if len(redactions) == 0 {
 		return
 	}
+	s := borrow(p.policy.engine)
+	defer s.put()
 	of := make(map[*text][]redaction, len(redactions))
 	for _, r := range redactions {
 		of[r.text] = append(of[r.text], r)
@@ -378,7 +365,8 @@ func (p *part) redact(m *fields.Message, texts []text, redactions []redaction) {
 		for _, r := range list {
 			mask |= r.mask
 		}
-		m.Set(&m.Fields[t.field], replace(t.value, findSpans(nil, t.value, mask)))
+		s.whole(t.value, mask)
+		m.Set(&m.Fields[t.field], replace(t.value, s.spans))
 		for _, r := range list {
 			p.emit("redacted", p.policy.engine.rules[r.rule], texts, i)
 		}
@@ -402,45 +390,4 @@ func plainPath(path string) string {
 		}
 	}
 	return path
-}
-
-// Verdict is what became of a single text.
-type Verdict struct {
-	// Verdict is "allow", "deny" or "redact".
-	Verdict string `json:"verdict"`
-	// Score is how sure the rules are that it is an attack, from 0 to 1: that of
-	// the severest rule that matched, CRITICAL .9, ERROR .8, WARNING .6, NOTICE .4,
-	// a rule without a severity .5. It is not a probability yet.
-	Score float64 `json:"score"`
-	// Rules are the ids of the rules that matched. A rule that denies ends the
-	// inspection.
-	Rules []string `json:"rules"`
-}
-
-// Text inspects one text as if it were the prompt of a request, at the path
-// "text". It says nothing of rules in shadow. The error is the engine's.
-func (p *Policy) Text(prompt []byte) (Verdict, error) {
-	e := p.engine
-	v := Verdict{Verdict: "allow", Rules: []string{}}
-	found := e.read(prompt, e.request.mask)
-	if !e.request.needed(found) {
-		return v, nil
-	}
-	o, err := e.judge([]text{{place: inPrompt, name: "text", value: prompt, found: found}}, false)
-	if err != nil {
-		return v, err
-	}
-	if len(o.redactions) > 0 {
-		v.Verdict = "redact"
-	}
-	if o.denied != nil {
-		v.Verdict = "deny"
-	}
-	for _, h := range o.matched {
-		if !h.rule.shadow {
-			v.Score = max(v.Score, h.rule.severity)
-			v.Rules = append(v.Rules, strconv.Itoa(h.rule.id))
-		}
-	}
-	return v, nil
 }

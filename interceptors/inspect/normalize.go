@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"slices"
 	"sync"
 	"unicode"
 	"unicode/utf8"
@@ -16,6 +17,10 @@ import (
 //
 // All of it but the white space is decided rune by rune. So a text may be cut
 // anywhere, also inside a rune, without a change in the result.
+//
+// What depends on case and layout (encodings, keys, numbers) is looked for in
+// the folded text: the same, but ASCII stays as it is except for control
+// characters. remap leads from there back to the text as it came.
 
 // foldTable maps runes. A missing page or a zero entry leaves the rune as it
 // is, foldDrop removes it, foldLong|offset<<8|length is an entry of text, and
@@ -39,10 +44,10 @@ var folds = sync.OnceValue(newFoldTable)
 // letters without a decomposition. Upper-case letters are listed where they
 // look like another letter than their lower case does.
 var lookalikes = map[string]string{
-	"a": "аα᧐ɑᴀ", "b": "вВΒβʙƄ", "c": "сϲᴄⅽ", "d": "ԁđɗᴅ", "e": "еєεᴇ", "f": "ꜰƒ", "g": "ɡɢց",
-	"h": "һнНΗʜհ", "i": "іιıɪӏ", "j": "јϳᴊ", "k": "кκᴋ", "l": "łʟ", "m": "мΜᴍ", "n": "ηпɴո",
-	"o": "оοօøᴏσ", "p": "рρᴘ", "q": "ԛգ", "r": "гʀᴦ", "s": "ѕꜱ", "t": "тτᴛ", "u": "υսᴜ", "v": "νѵᴠ",
-	"w": "ԝωᴡѡ", "x": "хχ", "y": "уүγʏ", "z": "ᴢΖ", "ss": "ß", "ae": "æ", "oe": "œ",
+	"a": "аα᧐ɑᴀᎪꓮᎯ", "b": "вВΒβʙƄᏴꓐᗷ", "c": "сϲᴄⅽᏟꓚ", "d": "ԁđɗᴅᎠꓓᗪ", "e": "еєεᴇΕᎬꓰ℮", "f": "ꜰƒ", "g": "ɡɢցᏀꓖ",
+	"h": "һнНΗʜհᎻꓧ", "i": "іιıɪӏꓲᏆ", "j": "јϳᴊᎫꓙ", "k": "кκᴋᏦꓗ", "l": "łʟᏞꓡᒪⳑ", "m": "мΜᴍᎷꓟ", "n": "ηпɴոΝꓠ",
+	"o": "оοօøᴏσꓳ", "p": "рρᴘᏢꓑ", "q": "ԛգ", "r": "гʀᴦᎡꓣ", "s": "ѕꜱᏚꓢ", "t": "тτᴛᎢꓔ", "u": "υսᴜꓴᑌ", "v": "νѵᴠᏙꓦᐯ",
+	"w": "ԝωᴡѡᎳꓪ", "x": "хχꓫ", "y": "уүγʏΥᎩꓬ", "z": "ᴢΖᏃꓜ", "ss": "ß", "ae": "æ", "oe": "œ",
 	"'": "‘’‛′ʼ`´", "\"": "“”„‟″«»", "-": "‐‑‒–—―−", "/": "⁄∕", "!": "¡", "?": "¿", "[": "【「", "]": "】」",
 	"0": "٠۰", "1": "١۱", "2": "٢۲", "3": "٣۳", "4": "٤۴", "5": "٥۵", "6": "٦۶", "7": "٧۷", "8": "٨۸", "9": "٩۹",
 }
@@ -127,6 +132,88 @@ func foldRune(alike map[rune]string, r rune) []byte {
 		return []byte{' '}
 	}
 	return []byte(string(lower))
+}
+
+// isFolded reports whether a text is as appendFolded would leave it.
+func isFolded(text []byte) bool {
+	for _, c := range text {
+		if c >= utf8.RuneSelf || c < ' ' && (c < '\t' || c > '\r') || c == 0x7F {
+			return false
+		}
+	}
+	return true
+}
+
+// appendFolded appends the folded text to dst.
+func appendFolded(dst, text []byte) []byte {
+	t := folds()
+	for i := 0; i < len(text); {
+		var n int
+		dst, n = t.fold(dst, text[i:])
+		i += n
+	}
+	return dst
+}
+
+// fold appends what the first rune of text is folded to, and returns the rune's
+// size.
+func (t *foldTable) fold(dst, text []byte) ([]byte, int) {
+	if c := text[0]; c < utf8.RuneSelf {
+		if c >= ' ' && c != 0x7F || c >= '\t' && c <= '\r' {
+			dst = append(dst, c)
+		}
+		return dst, 1
+	}
+	r, n := utf8.DecodeRune(text)
+	if r == utf8.RuneError && n == 1 {
+		return dst, 1
+	}
+	if r >= 0xFF21 && r <= 0xFF3A { // fullwidth capitals: encodings are written with them, too
+		return append(dst, byte(r-0xFF21+'A')), n
+	}
+	var e uint32
+	if p := t.pages[r>>8]; p != nil {
+		e = p[r&0xFF]
+	}
+	switch {
+	case e == foldDrop:
+	case e == 0:
+		dst = append(dst, text[:n]...)
+	case e&foldLong != 0:
+		at := e &^ foldLong >> 8
+		dst = append(dst, t.text[at:at+e&0xFF]...)
+	default:
+		dst = utf8.AppendRune(dst, rune(e))
+	}
+	return dst, n
+}
+
+// remap turns spans of what step makes of a text into spans of the text. step
+// appends what the text begins with becomes, and returns how much that was.
+// Every byte that a byte of a span came from is in the span that results.
+func remap(text []byte, spans []span, step func(dst, text []byte) ([]byte, int)) {
+	starts, ends := make([]*int, len(spans)), make([]*int, len(spans))
+	for i := range spans {
+		starts[i], ends[i] = &spans[i].start, &spans[i].end
+	}
+	byValue := func(a, b *int) int { return *a - *b }
+	slices.SortFunc(starts, byValue)
+	slices.SortFunc(ends, byValue)
+	var buf [64]byte
+	made := 0
+	for at := 0; at < len(text) && len(ends) > 0; {
+		out, n := step(buf[:0], text[at:])
+		made += len(out)
+		for len(starts) > 0 && *starts[0] < made {
+			*starts[0] = at
+			starts = starts[1:]
+		}
+		at += n
+		for len(ends) > 0 && *ends[0] <= made && len(out) > 0 {
+			*ends[0] = at
+			ends = ends[1:]
+		}
+	}
 }
 
 // appendNormal appends the normalised text to dst.

@@ -12,13 +12,26 @@ import (
 )
 
 // A detector is one bit: bit i for kinds[i], the classes of phrases above.
+const firstClass = 32
+
 const (
-	hiddenText uint64 = 1 << (16 + iota)
+	hiddenText uint64 = 1 << (firstClass + iota)
 	classInjection
 	classExtraction
 	classJailbreak
 	classExfiltration
 	classTool
+	canary
+	oddScript
+	repetition
+	controls
+)
+
+// Masks of detectors by what they look at.
+const (
+	phraseMask    = hiddenText | classInjection | classExtraction | classJailbreak | classExfiltration | classTool
+	surfaceMask   = phraseMask | canary // found in the stream of normalised text
+	structureMask = oddScript | repetition | controls
 )
 
 // phraseClasses are the arguments of @sluicePhrases.
@@ -29,7 +42,11 @@ var phraseClasses = map[string]uint64{
 	"jailbreak":    classJailbreak,
 	"exfiltration": classExfiltration,
 	"tool":         classTool,
+	"canary":       canary,
 }
+
+// structureClasses are the arguments of @sluiceStructure.
+var structureClasses = map[string]uint64{"script": oddScript, "repetition": repetition, "control": controls}
 
 // kindClasses are the arguments of @sluicePersonal or @sluiceSecret.
 func kindClasses(secret bool) map[string]uint64 {
@@ -43,13 +60,14 @@ func kindClasses(secret bool) map[string]uint64 {
 }
 
 // kindMask covers the detectors that find spans.
-const kindMask uint64 = 1<<16 - 1
+const kindMask uint64 = 1<<firstClass - 1
 
 // operators are ours, by their names.
 var operators = map[string]map[string]uint64{
-	"sluicePhrases":  phraseClasses,
-	"sluicePersonal": kindClasses(false),
-	"sluiceSecret":   kindClasses(true),
+	"sluicePhrases":   phraseClasses,
+	"sluicePersonal":  kindClasses(false),
+	"sluiceSecret":    kindClasses(true),
+	"sluiceStructure": structureClasses,
 }
 
 func init() {
@@ -60,6 +78,7 @@ func init() {
 		})
 	}
 	plugins.RegisterAction("redact", func() plugintypes.Action { return redact{} })
+	plugins.RegisterAction("annotate", func() plugintypes.Action { return annotate{} })
 }
 
 // parseDetectors reads a list of names, separated by commas or spaces.
@@ -102,6 +121,7 @@ type pass struct {
 		mask uint64
 	}
 	redactions []redaction
+	over       bool // something could not be read whole
 }
 
 // redaction says that a rule wants what detectors found in a text replaced.
@@ -127,6 +147,15 @@ func (p *pass) index(value string) int {
 		return -1
 	}
 	return i
+}
+
+// read reads what is no text of the message as it came.
+func (p *pass) read(value string, mask uint64) uint64 {
+	s := borrow(p.engine)
+	defer s.put()
+	s.whole([]byte(value), mask)
+	p.over = p.over || s.over
+	return s.found
 }
 
 // lookup is the text that value is, or is the name of, or nil.
@@ -160,10 +189,10 @@ func (d detect) Evaluate(tx plugintypes.TransactionState, value string) bool {
 	var found uint64
 	switch {
 	case t == nil:
-		found = p.engine.read([]byte(value), uint64(d))
+		found = p.read(value, uint64(d))
 	case name:
 		if !t.seen {
-			t.named, t.seen = p.engine.read([]byte(value), p.mask), true
+			t.named, t.seen = p.read(value, p.mask), true
 		}
 		found, t = t.named, nil
 	default:
@@ -202,3 +231,18 @@ func (redact) Evaluate(rule plugintypes.RuleMetadata, tx plugintypes.Transaction
 }
 
 func (redact) Type() plugintypes.ActionType { return plugintypes.ActionTypeNondisruptive }
+
+// annotate is an action: the model server is told the rule's class. The policy
+// does so for every rule that has matched; there is nothing to do before.
+type annotate struct{}
+
+func (annotate) Init(_ plugintypes.RuleMetadata, data string) error {
+	if data != "" {
+		return fmt.Errorf("annotate takes no argument")
+	}
+	return nil
+}
+
+func (annotate) Evaluate(plugintypes.RuleMetadata, plugintypes.TransactionState) {}
+
+func (annotate) Type() plugintypes.ActionType { return plugintypes.ActionTypeNondisruptive }

@@ -1,173 +1,292 @@
 package inspect
 
-import (
-	"encoding/base64"
-	"encoding/hex"
-	"unicode"
-	"unicode/utf8"
-)
-
 const (
 	// leastEncoded is the shortest run that is taken for encoded text: 24
 	// characters of base64 are three words.
 	leastEncoded = 24
+	// leastSpelled is the shortest run of letters apart that is taken for words.
+	leastSpelled = 8
+	// leastCodes is the shortest run of character codes that is taken for text.
+	leastCodes = 8
+	// glued is the length from which a run of letters may be several words, and
+	// longestGlued the one from which it is none.
+	glued, longestGlued = 14, 512
 	// maxDepth is how often what was decoded is decoded again.
-	maxDepth = 2
+	maxDepth = 3
+	// maxWork bounds the bytes of all texts that one text stands for, as a
+	// multiple of its own; smallWork is added so that short texts are not
+	// refused for what costs nothing. No encoder comes near it: a text beyond
+	// was made to be costly, and is refused as hidden text.
+	maxWork, smallWork = 5, 1 << 12
 )
 
-// views matches the other texts that a text stands for: what is encoded in it
-// as base64, hexadecimal or percent escapes, and what it reads with digits for
-// letters. Of an encoded run the whole is decoded or nothing. The work is
-// linear in the text: every level is shorter than the one above it.
-func (a *automaton) views(s *scratch, text []byte, depth int) (found uint64) {
-	word, kinds, percents, leets := 0, 0, 0, 0
-	const isLetter, isDigit, notHex, upper, lower = 1, 2, 4, 8, 16
+// views looks at the other texts that a folded text stands for: what is encoded
+// in it (base64, hexadecimal, character codes), what its escapes mean (percent,
+// HTML, backslash), what it reads with digits for letters, and what it spells
+// letter by letter. Every level is shorter than the one above it.
+func (s *scratch) views(text []byte, mask uint64, depth int) {
+	mark := len(s.letters)
+	defer func() { s.letters = s.letters[:mark] }()
+	v := view{scratch: s, text: text, mask: mask, depth: depth, spelled: -1}
+	word, kinds := 0, uint8(0)
+	var escaped [4]byte
 	for i := 0; i <= len(text); i++ {
-		var c byte
+		c := byte(0)
 		if i < len(text) {
 			c = text[i]
 		}
-		k := encodedClass[c]
-		if k != 0 {
-			kinds |= int(k)
+		if k := encodedClass[c]; k != 0 {
+			kinds |= k
 			continue
 		}
-		n := i - word
-		if n >= leastEncoded && kinds&isDigit|kinds&upper != 0 {
-			found |= a.decodeRun(s, text[word:i], kinds&notHex == 0, depth)
-		} else if n > 2 && n < leastEncoded && kinds&(isDigit|isLetter) == isDigit|isLetter {
-			leets++
+		if i > word {
+			v.word(word, i, kinds)
 		}
-		if c == '%' && i+2 < len(text) && isHex(text[i+1]) && isHex(text[i+2]) {
-			percents++
-		}
-		if c == '@' || c == '$' {
-			leets++
+		switch c {
+		case '%', '&', '\\':
+			if _, n := unescape(escaped[:0], text[i:]); n > 1 {
+				v.escapes++
+			}
+		case '@', '$':
+			v.leets++
+		case ' ', '\n', '\r', '\t':
+		default:
+			v.closeGroups()
 		}
 		word, kinds = i+1, 0
 	}
-	if percents >= 3 {
-		out, mark := s.room(len(text))
-		out = out[:0]
-		for i := 0; i < len(text); i++ {
-			if text[i] == '%' && i+2 < len(text) && isHex(text[i+1]) && isHex(text[i+2]) {
-				out = append(out, unhex(text[i+1])<<4|unhex(text[i+2]))
-				i += 2
-				continue
-			}
-			out = append(out, text[i])
-		}
-		found |= a.decoded(s, out, depth)
-		s.buf = s.buf[:mark]
+	v.closeSpelled()
+	v.closeGroups()
+	v.closeCodes()
+	if depth < maxDepth && v.escapes > 0 {
+		v.unescaped() // where the rest is looked for, too
+		return
 	}
-	if leets >= 2 {
-		for _, one := range []byte{'i', 'l'} {
-			out, mark := s.room(len(text))
-			for i, c := range text {
-				switch c {
-				case '0':
-					c = 'o'
-				case '1', '!', '|':
-					c = one
-				case '3':
-					c = 'e'
-				case '4', '@':
-					c = 'a'
-				case '5', '$':
-					c = 's'
-				case '7', '+':
-					c = 't'
-				case '8':
-					c = 'b'
-				case '9':
-					c = 'g'
-				}
-				out[i] = c
-			}
-			found |= s.whole(a, out)
-			s.buf = s.buf[:mark]
+	if mask&surfaceMask == 0 {
+		return
+	}
+	if v.leets >= 2 {
+		v.leet()
+	}
+	if len(s.letters) > mark && s.spend(len(s.letters)-mark) {
+		s.found |= s.spelled.spell(s.letters[mark:])
+		if s.canarySpelled != nil {
+			s.found |= s.canarySpelled.spell(s.letters[mark:])
 		}
 	}
-	return found
 }
 
+// view is a pass over a text in search of the texts that it stands for.
+type view struct {
+	*scratch
+	text    []byte
+	mask    uint64
+	depth   int
+	escapes int
+	leets   int // words with digits for letters; what is surely none counts half
+	spelled int // where in letters the run of single letters began, or -1
+	groups  run // of base64 in groups
+	codes   run // of character codes
+}
+
+// run is a run of words that may be parts of one encoding.
+type run struct {
+	from, end int
+	count     int // of words
+	chars     int
+	odd       int // words that look encoded
+	width     int // of a code: 2 hexadecimal, 8 binary, 3 decimal; 4 hexadecimal after "0x"
+}
+
+// Classes of characters, by bits.
+const (
+	isLetter = 1 << iota
+	isDigit
+	notHex
+	isUpper
+	isLower
+	isMark
+)
+
 // encodedClass tells the characters of base64, standard and URL, from others.
-var encodedClass = func() (t [256]byte) {
-	const isLetter, isDigit, notHex, upper, lower = 1, 2, 4, 8, 16
+var encodedClass = func() (t [256]uint8) {
 	for c := range 256 {
 		switch c := byte(c); {
 		case digit(c):
 			t[c] = isDigit
-		case c >= 'a' && c <= 'f':
-			t[c] = isLetter | lower
-		case c >= 'A' && c <= 'F':
-			t[c] = isLetter | upper
 		case c >= 'a' && c <= 'z':
-			t[c] = isLetter | lower | notHex
+			t[c] = isLetter | isLower
 		case c >= 'A' && c <= 'Z':
-			t[c] = isLetter | upper | notHex
+			t[c] = isLetter | isUpper
 		case c == '+' || c == '/' || c == '-' || c == '_':
-			t[c] = notHex
+			t[c] = isMark | notHex
+		}
+		if letter(byte(c)) && c|0x20 > 'f' {
+			t[c] |= notHex
 		}
 	}
 	return t
 }()
 
-func isHex(c byte) bool { return digit(c) || c|0x20 >= 'a' && c|0x20 <= 'f' }
-
-func unhex(c byte) byte {
-	if digit(c) {
-		return c - '0'
+// word takes a run of characters of base64.
+func (v *view) word(from, to int, kinds uint8) {
+	n := to - from
+	if kinds&(isDigit|isUpper|isMark) == 0 && n > 2 && n < glued && v.groups.count+v.codes.count == 0 && v.spelled < 0 {
+		return // an ordinary word
 	}
-	return c | 0x20 - 'a' + 10
-}
-
-func (a *automaton) decodeRun(s *scratch, run []byte, hexOnly bool, depth int) uint64 {
-	plain, mark := s.room(len(run))
-	defer func() { s.buf = s.buf[:mark] }()
-	out, _ := s.room(len(run))
-	if hexOnly && len(run)%2 == 0 {
-		if n, err := hex.Decode(out, run); err == nil && readable(out[:n]) {
-			return a.decoded(s, out[:n], depth)
+	w := v.text[from:to]
+	if n == 1 && kinds&isMark == 0 {
+		if v.spelled < 0 {
+			v.spelled = len(v.letters)
+		}
+		v.letters = append(v.letters, unleet(w[0]))
+	} else {
+		v.closeSpelled()
+	}
+	if v.depth < maxDepth {
+		v.code(from, to, kinds)
+		v.group(from, to, kinds)
+		if n >= leastEncoded && kinds&(isDigit|isUpper) != 0 {
+			v.decodeRun(w, from, to, kinds&notHex == 0)
 		}
 	}
-	for i, c := range run {
-		switch c {
-		case '-':
-			c = '+'
-		case '_':
-			c = '/'
+	switch {
+	case kinds&isMark != 0 && n >= 2*leastSpelled-1 && n <= longestGlued:
+		v.dashed(w)
+	case n >= glued && n <= longestGlued && kinds&isLetter != 0:
+		for _, c := range w {
+			v.letters = append(v.letters, unleet(c))
 		}
-		plain[i] = c
+		v.letters = append(v.letters, 0)
 	}
-	if len(plain)%4 == 1 { // no encoder ends so: a stray character
-		plain = plain[:len(plain)-1]
+	if n > 2 && n < leastEncoded && kinds&(isDigit|isLetter) == isDigit|isLetter {
+		v.leets++
+		for i := 1; i+1 < n; i++ {
+			if digit(w[i]) && letter(w[i-1]) && letter(w[i+1]) {
+				v.leets++
+				break
+			}
+		}
 	}
-	n, err := base64.RawStdEncoding.Decode(out, plain)
-	if err != nil || !readable(out[:n]) {
-		return 0
-	}
-	return a.decoded(s, out[:n], depth)
 }
 
-func (a *automaton) decoded(s *scratch, text []byte, depth int) uint64 {
-	found := s.whole(a, text)
-	if depth+1 < maxDepth {
-		found |= a.views(s, text, depth+1)
+// dashed takes a word that may be letters with marks between them.
+func (v *view) dashed(w []byte) {
+	marks := 0
+	for _, c := range w {
+		if encodedClass[c]&isMark != 0 {
+			marks++
+		}
 	}
-	return found
+	if marks*5 < len(w)*2 { // two of five: letters one by one, but for a slip
+		return
+	}
+	for _, c := range w {
+		if encodedClass[c]&isMark == 0 {
+			v.letters = append(v.letters, unleet(c))
+		}
+	}
+	v.letters = append(v.letters, 0)
 }
 
-// readable reports whether bytes look like text: chance makes one in a
-// thousand runs of 24 characters do so.
-func readable(text []byte) bool {
-	bad := 0
-	for i := 0; i < len(text); {
-		r, n := utf8.DecodeRune(text[i:])
-		if r == utf8.RuneError && n == 1 || r < ' ' && r != '\n' && r != '\t' && r != '\r' || r >= utf8.RuneSelf && !unicode.IsPrint(r) {
-			bad++
+// closeSpelled ends a run of single letters.
+func (v *view) closeSpelled() {
+	if v.spelled < 0 {
+		return
+	}
+	if len(v.letters)-v.spelled < leastSpelled {
+		v.letters = v.letters[:v.spelled]
+	} else {
+		v.letters = append(v.letters, 0)
+	}
+	v.spelled = -1
+}
+
+// unleet is the letter in lower case that a character may stand for.
+func unleet(c byte) byte {
+	switch c {
+	case '0':
+		return 'o'
+	case '1', '!', '|':
+		return 'i'
+	case '3':
+		return 'e'
+	case '4', '@':
+		return 'a'
+	case '5', '$':
+		return 's'
+	case '7':
+		return 't'
+	case '8':
+		return 'b'
+	case '9':
+		return 'g'
+	}
+	if c >= 'A' && c <= 'Z' {
+		c |= 0x20
+	}
+	return c
+}
+
+// leet reads the text with digits for letters; 1 may be i or l.
+func (v *view) leet() {
+	either := false
+	for _, one := range []byte{'i', 'l'} {
+		out, mark := v.room(len(v.text))
+		for i, c := range v.text {
+			switch c {
+			case '1', '!', '|':
+				c, either = one, true
+			case '+':
+				c = 't'
+			default:
+				c = unleet(c)
+			}
+			out[i] = c
 		}
+		v.match(out)
+		v.buf = v.buf[:mark]
+		if !either {
+			return
+		}
+	}
+}
+
+// child reads what was decoded from a part of the text. Where something is to
+// be replaced in it, that is the whole part.
+func (v *view) child(text []byte, from, to int) {
+	mark := len(v.spans)
+	v.layer(text, v.mask, v.depth+1)
+	var kinds uint64
+	n := mark
+	for _, x := range v.spans[mark:] {
+		if kinds>>x.kind&1 == 0 {
+			kinds |= 1 << x.kind
+			v.spans[n] = span{from, to, x.kind}
+			n++
+		}
+	}
+	v.spans = v.spans[:n]
+}
+
+// unescaped reads the text with its escapes replaced by what they mean.
+func (v *view) unescaped() {
+	out, mark := v.room(len(v.text))
+	out = out[:0]
+	for i := 0; i < len(v.text); {
+		if c := v.text[i]; c != '%' && c != '&' && c != '\\' {
+			out = append(out, c)
+			i++
+			continue
+		}
+		var n int
+		out, n = unescape(out, v.text[i:])
 		i += n
 	}
-	return bad*10 <= len(text)
+	at := len(v.spans)
+	v.layer(out, v.mask, v.depth+1)
+	if len(v.spans) > at {
+		remap(v.text, v.spans[at:], unescape)
+	}
+	v.buf = v.buf[:mark]
 }

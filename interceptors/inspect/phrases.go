@@ -1,0 +1,371 @@
+package inspect
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// parsePhrases compiles a dictionary:
+//
+//	# comment
+//	$set = word | several words | prefix* | *inside*
+//	class: $set <2> word|other <0> $set2
+//	class! <|mark|> [mark]:
+//
+// The last form lists marks, which stand for themselves. A phrase belongs to a
+// class and is a sequence of sets, with the greatest number of words that may lie
+// between them. Every phrase in ASCII is also looked for written backwards and in rot13.
+//
+// With spelled it is the automaton for words without anything between them:
+// phrases in ASCII only, and gaps in letters.
+func parsePhrases(source string, classes map[string]uint64, spelled bool) (*automaton, error) {
+	phrases, err := readPhrases(source, classes)
+	if err != nil {
+		return nil, err
+	}
+	b := &builder{entries: make(map[string]*word), symbol: make(map[byte]byte), spelled: spelled}
+	a := &automaton{}
+	views := []func(string) string{func(s string) string { return s }, rot13, reversed}
+	if spelled {
+		views = views[:1]
+	}
+	for _, view := range views {
+		for _, p := range phrases {
+			if (spelled || view("ab") != "ab") && !p.latin() {
+				continue
+			}
+			a.steps += b.phrase(p, view, uint32(a.steps))
+		}
+	}
+	return a, b.build(a)
+}
+
+// phrase adds a phrase whose steps are numbered from at, and returns how many
+// there are.
+func (b *builder) phrase(p phrase, view func(string) string, at uint32) int {
+	last := len(p.words) - 1
+	for i := range p.words {
+		from, gap := i, int32(-1)
+		if view("ab") == "ba" {
+			from = last - i
+			if i > 0 {
+				gap = p.gaps[from]
+			}
+		} else if i > 0 {
+			gap = p.gaps[i-1]
+		}
+		if b.spelled && gap >= 0 {
+			gap = min(gap*lettersPerWord, distant-1)
+		}
+		s := step{at: at + uint32(i), gap: gap}
+		if i == last {
+			s.found = p.found
+		}
+		for _, w := range p.words[from] {
+			b.add(w, view, s)
+		}
+	}
+	return len(p.words)
+}
+
+// lettersPerWord is how long the words are that may lie between two.
+const lettersPerWord = 7
+
+// readPhrases reads the lines of a dictionary.
+func readPhrases(source string, classes map[string]uint64) (phrases []phrase, err error) {
+	sets := make(map[string][]string)
+	for n, line := range strings.Split(source, "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		fail := func(what string) ([]phrase, error) { return nil, fmt.Errorf("line %d: %s", n+1, what) }
+		if name, def, ok := strings.Cut(line, "="); ok && line[0] == '$' {
+			for _, alt := range strings.Split(def, "|") {
+				alt = strings.TrimSpace(alt)
+				if strings.HasPrefix(alt, "$") {
+					sets[strings.TrimSpace(name)] = append(sets[strings.TrimSpace(name)], sets[alt]...)
+				} else if alt != "" {
+					sets[strings.TrimSpace(name)] = append(sets[strings.TrimSpace(name)], alt)
+				}
+			}
+			continue
+		}
+		if class, def, ok := strings.Cut(line, "! "); ok && classes[class] != 0 {
+			phrases = append(phrases, phrase{found: classes[class], words: [][]string{strings.Fields(def)}, marks: true})
+			continue
+		}
+		class, def, ok := strings.Cut(line, ":")
+		if !ok || classes[class] == 0 {
+			return fail("want $set = words, or class: phrase")
+		}
+		p := phrase{found: classes[class]}
+		for i, part := range strings.FieldsFunc(def, func(r rune) bool { return r == '<' || r == '>' }) {
+			part = strings.TrimSpace(part)
+			if i%2 == 1 {
+				gap, err := strconv.ParseInt(part, 10, 32)
+				if err != nil || gap < 0 || gap > 32 {
+					return fail("a gap is a number from 0 to 32")
+				}
+				p.gaps = append(p.gaps, int32(gap))
+				continue
+			}
+			var words []string
+			for _, alt := range strings.Split(part, "|") {
+				if alt = strings.TrimSpace(alt); strings.HasPrefix(alt, "$") {
+					if sets[alt] == nil {
+						return fail("no set " + alt)
+					}
+					words = append(words, sets[alt]...)
+				} else if alt != "" {
+					words = append(words, alt)
+				}
+			}
+			if len(words) == 0 {
+				return fail("an empty step")
+			}
+			p.words = append(p.words, words)
+		}
+		if len(p.words) == 0 || len(p.gaps) != len(p.words)-1 {
+			return fail("want steps with gaps between them")
+		}
+		phrases = append(phrases, p)
+	}
+
+	return phrases, nil
+}
+
+// phrase is one line of a dictionary.
+type phrase struct {
+	found uint64
+	marks bool
+	words [][]string
+	gaps  []int32
+}
+
+// latin reports whether the phrase is words in ASCII.
+func (p *phrase) latin() bool {
+	if p.marks {
+		return false
+	}
+	for _, set := range p.words {
+		for _, w := range set {
+			if strings.ContainsFunc(w, func(r rune) bool { return r >= utf8.RuneSelf }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func rot13(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' {
+			return 'a' + (r-'a'+13)%26
+		}
+		return r
+	}, s)
+}
+
+func reversed(s string) string {
+	r := []rune(s)
+	for i, j := 0, len(r)-1; i < j; i, j = i+1, j-1 {
+		r[i], r[j] = r[j], r[i]
+	}
+	return string(r)
+}
+
+// builder collects the words, then lays out the table.
+type builder struct {
+	spelled bool
+	entries map[string]*word // by their symbols, bytes as they are and edge as 0
+	keys    []string
+	symbol  map[byte]byte
+}
+
+const edge = 0 // in a key; no normalised text has a zero byte
+
+func (b *builder) add(text string, view func(string) string, s step) {
+	w := word{}
+	open, shut := true, true // edges before and after
+	if strings.HasPrefix(text, "*") {
+		text, open = text[1:], false
+	}
+	if strings.HasSuffix(text, "*") {
+		text, shut = text[:len(text)-1], false
+	}
+	plain := view(string(appendNormal(nil, []byte(text))))
+	if !open && !shut {
+		w.glued = true
+	} else if view("ab") == "ba" {
+		open, shut = shut, open
+	}
+	w.inside = !shut && !w.glued && plain != "" && wordByte(plain[len(plain)-1])
+	key := make([]byte, 0, len(plain)+2)
+	if b.spelled {
+		for i := range len(plain) {
+			if letter(plain[i]) {
+				key = append(key, plain[i])
+			}
+		}
+		if len(key) < 3 { // in every other word
+			return
+		}
+		w = word{length: int32(len(key))}
+		b.enter(key, w, s)
+		return
+	}
+	in := false
+	for i := range len(plain) {
+		if wordByte(plain[i]) != in {
+			in = !in
+			if in {
+				w.length++
+			}
+			if i > 0 || open {
+				key = append(key, edge)
+			}
+		}
+		if plain[i] != '\'' {
+			key = append(key, plain[i])
+		}
+	}
+	if in && shut {
+		key = append(key, edge)
+	}
+	if w.glued {
+		w.length = 1
+	}
+	b.enter(key, w, s)
+}
+
+func (b *builder) enter(key []byte, w word, s step) {
+	e := b.entries[string(key)]
+	if e == nil {
+		e = &w
+		b.entries[string(key)] = e
+		b.keys = append(b.keys, string(key))
+	}
+	for i := range e.steps {
+		if e.steps[i].at == s.at {
+			return
+		}
+	}
+	e.steps = append(e.steps, s)
+}
+
+// wordByte reports whether a normalised byte is part of a word.
+func wordByte(c byte) bool {
+	return c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c >= utf8.RuneSelf || c == '\''
+}
+
+func (b *builder) build(a *automaton) error {
+	for c := range 256 {
+		a.symbols[c] = symOther
+		if wordByte(byte(c)) {
+			a.symbols[c] = symWord
+		}
+	}
+	a.symbols['\''] = symDrop
+	n := byte(symBytes)
+	for _, k := range b.keys {
+		for i := range len(k) {
+			if c := k[i]; c != edge && b.symbol[c] == 0 {
+				b.symbol[c] = n
+				a.symbols[c] = n
+				n++
+			}
+		}
+	}
+	a.stride = int(n)
+	t := folds()
+	for c := range a.ascii {
+		e := uint32(c)
+		if f := t.pages[0][c]; f != 0 {
+			e = f
+		}
+		a.ascii[c], a.word[c] = symDrop, false
+		if e != foldDrop {
+			a.ascii[c] = a.symbols[e]
+			a.word[c] = e != '\'' && wordByte(byte(e))
+		}
+	}
+
+	// The trie, then failure links in breadth-first order, which also complete
+	// the transitions.
+	type node struct {
+		child, sibling, fail int32 // 0: none
+		symbol               byte
+		words                []*word
+	}
+	nodes := make([]node, 1, 1<<15)
+	for _, k := range b.keys {
+		at := int32(0)
+		for i := range len(k) {
+			s := b.symbol[k[i]]
+			if k[i] == edge {
+				s = symEdge
+			}
+			to := nodes[at].child
+			for to != 0 && nodes[to].symbol != s {
+				to = nodes[to].sibling
+			}
+			if to == 0 {
+				to = int32(len(nodes))
+				nodes = append(nodes, node{symbol: s, sibling: nodes[at].child})
+				nodes[at].child = to
+			}
+			at = to
+		}
+		nodes[at].words = append(nodes[at].words, b.entries[k])
+	}
+	if len(nodes) > 1<<16-1 {
+		return fmt.Errorf("%d states are more than a table of 16 bits holds", len(nodes))
+	}
+	full := make([]uint16, len(nodes)*a.stride)
+	row := func(n int32) []uint16 { return full[int(n)*a.stride : (int(n)+1)*a.stride] }
+	queue := make([]int32, 1, len(nodes))
+	for i := 0; i < len(queue); i++ {
+		at := queue[i]
+		fail := row(nodes[at].fail)
+		if at != 0 {
+			copy(row(at), fail)
+			nodes[at].words = append(nodes[at].words, nodes[nodes[at].fail].words...)
+		}
+		for to := nodes[at].child; to != 0; to = nodes[to].sibling {
+			s := nodes[to].symbol
+			if at != 0 {
+				nodes[to].fail = int32(fail[s])
+			}
+			row(at)[s] = uint16(to)
+			queue = append(queue, to)
+		}
+	}
+	// Number the states so that those with words come last.
+	number := make([]uint16, len(nodes))
+	var count uint16
+	for pass := range 2 {
+		for i := range nodes {
+			if (len(nodes[i].words) > 0) == (pass == 1) {
+				number[i] = count
+				count++
+			}
+		}
+		if pass == 0 {
+			a.first = count
+		}
+	}
+	a.next = make([]uint16, len(full))
+	a.words = make([][]word, int(count)-int(a.first))
+	for i := range nodes {
+		for s := range a.stride {
+			a.next[int(number[i])*a.stride+s] = number[full[i*a.stride+s]]
+		}
+		for _, w := range nodes[i].words {
+			a.words[number[i]-a.first] = append(a.words[number[i]-a.first], *w)
+		}
+	}
+	return nil
+}
