@@ -25,6 +25,9 @@ ARGS ?=
 BENCH     ?= .
 COUNT     ?= 1
 BENCH_OUT ?= test/bench/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo uncommitted).md
+# make soak: for how long, and the file that gets the report.
+SOAK     ?= 10m
+SOAK_OUT ?= test/mesh/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo uncommitted).md
 # make fuzz: how long each target runs.
 FUZZTIME ?= 60s
 # make kind-test: 1 turns "cannot run here" into a loud success.
@@ -84,7 +87,7 @@ check: ## What a change must pass before review: build, vet, lint, fast tests
 	go test -short ./...
 
 .PHONY: test
-test: peers ## Run all tests, with the race detector and real model servers
+test: peers mesh ## Run all tests, with the race detector, real model servers and a real SPIRE
 	@flags='$(TESTFLAGS)'; \
 	if ! command -v "$$(go env CC)" >/dev/null; then \
 		echo "!!! no C compiler ($$(go env CC)): tests run WITHOUT the race detector"; \
@@ -102,6 +105,25 @@ peers: # Install the real servers and clients that test/peers drives
 		77) echo "!!! SKIPPED: real model servers and clients cannot be installed here" ;; \
 		*) exit $$rc ;; \
 	esac
+
+# test/mesh/setup.sh ends with 77 where it cannot build one.
+.PHONY: mesh
+mesh: # Build the SPIRE that test/mesh runs
+	@rc=0; bash test/mesh/setup.sh >/dev/null || rc=$$?; \
+	case $$rc in \
+		0) ;; \
+		77) echo "!!! SKIPPED: a real SPIRE cannot be built here" ;; \
+		*) exit $$rc ;; \
+	esac
+
+.PHONY: soak
+soak: mesh ## Renew identities of a real SPIRE under load for SOAK (10m), and write a report to test/mesh/results
+	SLUICE_SOAK='$(SOAK)' SLUICE_SOAK_OUT='$(abspath $(SOAK_OUT))' \
+		go test -count=1 -v -timeout=0 -run='^TestSoak$$' ./test/mesh
+
+.PHONY: bench-peers
+bench-peers: ## Install Envoy, nginx and HAProxy, for make bench to measure beside the gateway
+	bash test/bench/setup.sh
 
 .PHONY: bench
 bench: ## Measure the gateway beside a pass-through, and write a report to test/bench/results; QUICK=1: in 90 s

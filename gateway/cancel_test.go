@@ -120,7 +120,7 @@ func TestCancelReachesTheModelServer(t *testing.T) {
 		if err := p.WriteData(id, false, message(0, encode(t, ask("words", "a", "hello")))[:9]); err != nil {
 			t.Fatal(err)
 		}
-		g.eventually("the call has begun", func() bool { return g.live.count() == 1 })
+		g.eventually("the call has begun", func() bool { return g.Guard().Live().Len() == 1 })
 		if err := p.WriteRSTStream(id, 8); err != nil {
 			t.Fatal(err)
 		}
@@ -131,16 +131,10 @@ func TestCancelReachesTheModelServer(t *testing.T) {
 	})
 }
 
-func (l *live) count() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.calls)
-}
-
 // idle waits until no call is at work and no permit is held.
 func (g *gate) idle() {
 	g.t.Helper()
-	g.eventually("no call is at work", func() bool { return g.live.count() == 0 })
+	g.eventually("no call is at work", func() bool { return g.Guard().Live().Len() == 0 })
 	g.nothingHeld()
 }
 

@@ -40,14 +40,14 @@ func (g *gate) begin(c inference.GRPCInferenceServiceClient, n, length int) []in
 func TestDrainLetsCallsEnd(t *testing.T) {
 	_, behind := modelServer(t)
 	g := open(t, limited, behind) // 30 s
-	g.eventually("it is ready", g.Ready)
+	g.eventually("it is ready", func() bool { return g.Ready() == nil })
 	streams := g.begin(g.client(), 20, 50)
 	down := make(chan struct{})
 	go func() {
 		defer close(down)
 		g.Shutdown()
 	}()
-	g.eventually("it is not ready", func() bool { return !g.Ready() })
+	g.eventually("it is not ready", func() bool { return g.Ready() != nil })
 	var wg sync.WaitGroup
 	for _, s := range streams {
 		wg.Go(func() {
@@ -83,7 +83,7 @@ func TestDrainEndsTheRest(t *testing.T) {
 	if id, err := slow.begin(modelInfer, false); err != nil || slow.WriteData(id, false, []byte{0, 0, 0, 1, 0, 1}) != nil {
 		t.Fatal("the slow call", err)
 	}
-	g.eventually("all calls are at work", func() bool { return g.live.count() == 22 })
+	g.eventually("all calls are at work", func() bool { return g.Guard().Live().Len() == 22 })
 	var both sync.WaitGroup
 	both.Go(g.Shutdown)
 	both.Go(g.Shutdown)
@@ -171,7 +171,7 @@ func TestDrainIsNotHeldUp(t *testing.T) {
 			if _, err := p.begin(modelInfer, false); err != nil {
 				t.Fatal(err)
 			}
-			g.eventually("it has begun", func() bool { return g.live.count() == 1 })
+			g.eventually("it has begun", func() bool { return g.Guard().Live().Len() == 1 })
 			go func() { // reads nothing, so that it does not know
 				for {
 					if _, err := p.begin(modelInfer, false); err != nil {
@@ -203,7 +203,7 @@ func TestDrainIsNotHeldUp(t *testing.T) {
 					return false
 				}
 			})
-			if n := g.live.count(); n != 0 {
+			if n := g.Guard().Live().Len(); n != 0 {
 				t.Errorf("%d calls are at work", n)
 			}
 		})
@@ -216,7 +216,7 @@ func TestShutdownWithoutServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.Ready() {
+	if g.Ready() == nil {
 		t.Error("ready, and it does not serve")
 	}
 	g.Shutdown()
@@ -224,25 +224,10 @@ func TestShutdownWithoutServe(t *testing.T) {
 	if err := g.Serve(l); err != nil {
 		t.Errorf("Serve after Shutdown: %v", err)
 	}
-	if g.Ready() {
+	if g.Ready() == nil {
 		t.Error("ready after Shutdown")
 	}
 	if _, err := l.Accept(); err == nil {
 		t.Error("the listener is open")
-	}
-}
-
-// A call that comes when the grace is over is ended at once.
-func TestLiveIsOverForGood(t *testing.T) {
-	var l live
-	var got []error
-	note := func(err error) { got = append(got, err) }
-	remove := l.add(note)
-	defer l.add(note)()
-	remove()
-	l.abort(net.ErrClosed)
-	l.add(note)()
-	if len(got) != 2 || got[0] != net.ErrClosed || got[1] != net.ErrClosed {
-		t.Errorf("aborted with %v, want twice with the error", got)
 	}
 }

@@ -185,7 +185,7 @@ func TestConcurrentStreamsAreLimited(t *testing.T) {
 	if e := p.end(id); e.err == nil || e.err.Error() != "RST_STREAM REFUSED_STREAM" {
 		t.Errorf("one more than that: %+v", e)
 	}
-	g.eventually("three are at work", func() bool { return g.live.count() == 3 })
+	g.eventually("three are at work", func() bool { return g.Guard().Live().Len() == 3 })
 	g.honest()
 }
 

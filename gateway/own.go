@@ -16,7 +16,11 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
+
+// Own is what a gateway with this listener serves itself, as its chain sees it.
+func Own(l *configv1.Listener) (*interceptors.Backend, error) { return ownBackend(l.GetReflection()) }
 
 // ownBackend is the gateway itself as the chain sees it, so that the rules
 // decide about what it serves: health (group "health") and reflection, which is
@@ -59,11 +63,6 @@ func (g *Gateway) ownStream(srv any, ss grpc.ServerStream, info *grpc.StreamServ
 	}
 	rt := g.acquire()
 	defer rt.release()
-	w, err := wireOf(ss.Context())
-	if err != nil {
-		return err
-	}
-	defer g.live.add(func(err error) { finish(w, err) })()
 	return interceptors.StreamServer(rt.guard.Chain)(srv, ss, info, handler)
 }
 

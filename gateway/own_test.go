@@ -23,7 +23,7 @@ func TestHealthPassesTheChain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := open(t, tc.config, behind)
-			g.eventually("it is ready", g.Ready)
+			g.eventually("it is ready", func() bool { return g.Ready() == nil })
 			c := healthpb.NewHealthClient(g.dial())
 			r, err := c.Check(ctx(t), &healthpb.HealthCheckRequest{})
 			expect(t, "Check", err, tc.want)
@@ -39,6 +39,42 @@ func TestHealthPassesTheChain(t *testing.T) {
 			expect(t, "Watch", err, tc.want)
 		})
 	}
+}
+
+// A reload that takes them away ends streams of the gateway's own, also those
+// that wait for the caller.
+func TestAReloadEndsOwnStreams(t *testing.T) {
+	_, behind := modelServer(t)
+	const methods = "methods: [/grpc.reflection.v1.ServerReflection/ServerReflectionInfo, health"
+	named := strings.Replace(base, "methods: [inference, metadata, health", methods, 1) + "listener: {address: x, reflection: true}\n"
+	g := open(t, named, behind)
+	g.eventually("it is ready", func() bool { return g.Ready() == nil })
+	conn := g.dial()
+	w, err := healthpb.NewHealthClient(conn).Watch(ctx(t), &healthpb.HealthCheckRequest{})
+	if err == nil {
+		_, err = w.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(ctx(t))
+	if err == nil {
+		err = r.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+	}
+	if err == nil {
+		_, err = r.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Reload(parse(t, strings.Replace(named, methods, "methods: [metadata", 1), behind)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Recv()
+	expect(t, "Watch", err, "Unauthenticated IDENTITY_MISSING")
+	_, err = r.Recv()
+	expect(t, "reflection", err, "Unauthenticated IDENTITY_MISSING")
+	g.idle()
 }
 
 func reflect(t *testing.T, conn *grpc.ClientConn) ([]string, error) {

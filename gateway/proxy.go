@@ -38,7 +38,6 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 	}
 	c := &forwarding{g: g, rt: rt, call: call, ss: ss, opened: make(chan struct{})}
 	c.in = receiver{wire: w, limit: rt.guard.MaxMessageBytes(), pool: g.pool}
-	defer g.live.add(call.Abort)()
 	aborted := context.AfterFunc(call.Context(), func() { finish(w, context.Cause(call.Context())) })
 	defer func() {
 		if v := recover(); v != nil {
@@ -49,6 +48,9 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 		call.End(err)
 		finish(w, err)
 		c.requests.Wait() // nothing of the call is at work when its handler returns
+		if c.flow != nil {
+			c.flow.End()
+		}
 	}()
 	if err := checkEncoding(w.RecvCompress()); err != nil {
 		return err
@@ -67,6 +69,8 @@ func (c *forwarding) outcome(err error) error {
 	switch {
 	case err == nil || cause == nil:
 		return err
+	case errors.Is(cause, interceptors.ErrServed):
+		return nil
 	case errors.As(cause, &d):
 		return d
 	case errors.As(err, &d):
@@ -84,13 +88,14 @@ type forwarding struct {
 	ss   grpc.ServerStream
 	in   receiver
 
-	requests sync.WaitGroup // the goroutine that reads the caller's stream
+	flow     *interceptors.Stream // nil for a unary method
+	requests sync.WaitGroup       // the goroutine that reads the caller's stream
 	received bool
 	stall    stall
 
 	back, out frame // the response that is being received, and sent: not one for each message
 
-	opened chan struct{} // closed once the stream to the model server is open, or failed to
+	opened chan struct{} // closed once the stream to the model server is open, or will not be
 	up     *upstream
 	cs     grpc.ClientStream
 	err    error
@@ -147,7 +152,7 @@ func noMessage() error {
 }
 
 // stream serves a method with several requests or responses.
-func (c *forwarding) stream() error {
+func (c *forwarding) stream() (err error) {
 	call, ss := c.call, c.ss
 	c.stall.watch(call.Context(), c.g.stall, func() {
 		call.Abort(interceptors.Deny("gateway", interceptors.MessageTimeout,
@@ -155,23 +160,32 @@ func (c *forwarding) stream() error {
 	})
 	defer c.stall.stop()
 	s := interceptors.NewStream(call, c)
-	requests := make(chan error, 1)
-	c.requests.Go(func() { requests <- s.Requests() })
-
-	// Nothing is opened at the model server before a request may go there.
+	c.flow = s
+	defer func() {
+		if err == nil {
+			s.End()
+		}
+	}()
+	if err := s.Begin(); errors.Is(err, io.EOF) {
+		return nil // nothing is opened at the model server before a request may go there
+	} else if err != nil {
+		return err
+	}
+	if call.Method.ClientStreams {
+		c.requests.Go(func() { _ = s.Requests() }) // an error aborts the call
+	} else if err := s.Requests(); err != nil {
+		return err
+	}
 	select {
 	case <-c.opened:
-	case err := <-requests:
-		select {
-		case <-c.opened: // and closed at once
-		default:
-			return err
-		}
 	case <-call.Context().Done():
 		return context.Cause(call.Context())
 	}
-	if c.err != nil {
+	switch {
+	case c.err != nil:
 		return c.up.failed(call, ss, c.err, nil, nil)
+	case c.cs == nil:
+		return nil // all was refused
 	}
 	// Headers go on when they come; a client may wait for them. A server that
 	// only refuses sends none, and neither do we then.
@@ -202,7 +216,7 @@ func (c *forwarding) stream() error {
 		}
 		data := f.data
 		f.data = nil
-		if err := s.Response(interceptors.RawEnvelope(data)); errors.Is(err, io.EOF) {
+		if err := s.Response(s.Answer(data)); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
@@ -268,7 +282,11 @@ func (c *forwarding) Forward(e *interceptors.Envelope, i *interceptors.Inference
 
 // CloseForward implements interceptors.Door.
 func (c *forwarding) CloseForward() error {
-	if c.cs == nil {
+	switch {
+	case c.err != nil:
+		return nil
+	case c.cs == nil:
+		close(c.opened)
 		return nil
 	}
 	return c.cs.CloseSend()
@@ -294,11 +312,7 @@ func (c *forwarding) Encoded(b []byte) (*interceptors.Envelope, error) {
 // forwarded is the context of the call to the model server: what the caller
 // sent, without what only we may say, and what the policies add.
 func forwarded(call *interceptors.Call) context.Context {
-	md := interceptors.Sanitize(call.Metadata)
-	for k, v := range call.Outgoing {
-		md[k] = v
-	}
-	return metadata.NewOutgoingContext(call.Context(), md)
+	return metadata.NewOutgoingContext(call.Context(), call.Forwarded())
 }
 
 // passable is what of a model server's header or trailer goes on to the caller;

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -57,19 +59,29 @@ func TestReload(t *testing.T) {
 		t.Errorf("after a reload %d requests are spent, want 2", n)
 	}
 	expect(t, "what is denied now", func() error { _, err := c.ModelInfer(ctx(t), ask("sum", "a", "hello")); return err }(), "PermissionDenied MODEL_DENIED")
-	// The stream goes on under the configuration that it began with.
+	// The stream goes on, but what its caller may use is judged by the new rules.
 	if err := s.Send(ask("sum", "b", "hello")); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.CloseSend()
+	refused := 0
 	for {
 		r, err := s.Recv()
 		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				t.Error(err)
+			}
 			break
 		}
-		if strings.Contains(r.GetErrorMessage(), "MODEL_DENIED") {
-			t.Errorf("a call that began before is under the new rules: %v", r)
+		if r.GetErrorMessage() != "" {
+			refused++
+			if r.GetInferResponse().GetId() != "b" || !strings.Contains(r.GetErrorMessage(), "MODEL_DENIED") {
+				t.Error(r)
+			}
 		}
+	}
+	if refused != 1 {
+		t.Errorf("%d inferences were refused, want the one of the model that is denied now", refused)
 	}
 	// Budgets change: they begin anew.
 	if err := g.Reload(parse(t, base+pooled+"budgets: [{name: calls, requests: 1}]", behind)); err != nil {
@@ -307,6 +319,9 @@ backends: [{name: model, dialect: DIALECT_TRITON, plaintext: true}]
 	expect(t, "of the new authority", err, "OK")
 	_, err = client(first).ModelInfer(ctx(t), ask("echo", "a", "hello"))
 	expect(t, "of the old authority, on a new connection", err, "Unavailable")
+	if _, err = old.ModelInfer(ctx(t), ask("echo", "a", "hello")); err == nil {
+		t.Error("of the old authority, on an old connection: it is served")
+	}
 }
 
 // Reload and Shutdown may come at once.

@@ -5,7 +5,6 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,7 +42,7 @@ type Gateway struct {
 	firstMessage time.Duration
 	stall        time.Duration
 	pool         mem.BufferPool
-	live         live
+	phase        atomic.Pointer[string] // why it takes no calls; nil when it does
 	log          *slog.Logger
 
 	mu       sync.Mutex // of reload
@@ -120,6 +119,7 @@ func newGateway(cfg *configv1.Config, o config.Options, pool mem.BufferPool) (*G
 	if g.log == nil {
 		g.log = slog.Default()
 	}
+	g.phase.Store(&starting)
 	g.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING) // until Serve
 	rt, err := g.build(cfg, nil)
 	if err != nil {
@@ -252,7 +252,8 @@ func (g *Gateway) serverOptions(guard *config.Guard) []grpc.ServerOption {
 // Serve serves until Shutdown, and closes the listener. It blocks. The error is
 // nil after a Shutdown, also one that came first.
 func (g *Gateway) Serve(l net.Listener) error {
-	g.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	g.phase.CompareAndSwap(&starting, nil)
+	defer g.followReadiness()()
 	err := g.server.Serve(netutil.LimitListener(l, int(orUint(g.listener.GetMaxConnections(), 10_000))))
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
@@ -260,10 +261,61 @@ func (g *Gateway) Serve(l net.Listener) error {
 	return err
 }
 
-// Ready reports whether the gateway takes calls.
-func (g *Gateway) Ready() bool {
-	r, err := g.health.Check(context.Background(), &healthpb.HealthCheckRequest{})
-	return err == nil && r.GetStatus() == healthpb.HealthCheckResponse_SERVING
+var (
+	starting = "the gateway does not serve yet"
+	draining = "the gateway is shutting down"
+)
+
+// Ready is nil if the gateway takes calls, and will be able to for a while yet;
+// else it says why not. It is cheap.
+func (g *Gateway) Ready() error {
+	if why := g.phase.Load(); why != nil {
+		return errors.New(*why)
+	}
+	return g.Guard().Ready()
+}
+
+// readinessInterval is how often gRPC's health service looks whether the gateway
+// is ready. Chosen: the last SVID's last ten seconds are announced in time.
+const readinessInterval = time.Second
+
+// followReadiness has gRPC's health service say what Ready does, until it is
+// told to stop.
+func (g *Gateway) followReadiness() (stop func()) {
+	last := error(nil)
+	say := func() {
+		now := g.Ready()
+		status := healthpb.HealthCheckResponse_SERVING
+		if now != nil {
+			status = healthpb.HealthCheckResponse_NOT_SERVING
+		}
+		g.health.SetServingStatus("", status)
+		switch {
+		case now != nil && last == nil:
+			g.log.Error("not ready", "error", now)
+		case now == nil && last != nil:
+			g.log.Info("ready again")
+		}
+		last = now
+	}
+	say()
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(readinessInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				if g.phase.Load() == nil {
+					say()
+				}
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
 }
 
 // Guard is the configuration in force: for looking at its accounts and pools,
@@ -271,8 +323,9 @@ func (g *Gateway) Ready() bool {
 func (g *Gateway) Guard() *config.Guard { return g.runtime.Load().guard }
 
 // Reload puts another configuration in force for calls that begin from now on;
-// calls in flight go on under the one that they began with. On an error the one
-// in force stays. The listener's own settings need a restart; who we are and
+// calls in flight go on under the one that they began with, but who calls and
+// what the caller may use is judged by the new one. On an error the one in force
+// stays. The listener's own settings need a restart; who we are and
 // whom we trust do not. Safe for concurrent use.
 func (g *Gateway) Reload(cfg *configv1.Config) error {
 	g.mu.Lock()
@@ -286,6 +339,7 @@ func (g *Gateway) Reload(cfg *configv1.Config) error {
 		return err
 	}
 	g.runtime.Store(rt)
+	rt.guard.Enforce()
 	old.release()
 	return nil
 }
@@ -295,11 +349,12 @@ func (g *Gateway) Reload(cfg *configv1.Config) error {
 // second later is cut off. It blocks until all is closed; so does a second call.
 func (g *Gateway) Shutdown() {
 	g.shutdown.Do(func() {
+		g.phase.Store(&draining)
 		g.health.Shutdown()
 		g.edge.drop()
 		grace := or(g.listener.GetDrainTimeout(), 30*time.Second)
 		abort := time.AfterFunc(grace, func() {
-			g.live.abort(interceptors.Deny("gateway", interceptors.Draining, "the gateway is shutting down"))
+			g.Guard().Live().Abort(interceptors.Deny("gateway", interceptors.Draining, "the gateway is shutting down"))
 		})
 		defer abort.Stop()
 		stop := time.AfterFunc(grace+time.Second, g.server.Stop)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
 	"github.com/sluicegate/sluice/interceptors/tokens"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -25,15 +27,19 @@ type Call struct {
 	Method *dialect.Method
 	// Principal is who calls, as far as the identity policy accepts it: a SPIFFE
 	// ID, or "anonymous" where callers need no identity. Empty before that policy,
-	// and if it refused the identity.
+	// and if it refused the identity. It need not be the peer: a caller may come
+	// through a proxy.
 	Principal string
+	// ID is the principal's SPIFFE ID; zero for an anonymous caller.
+	ID spiffeid.ID
 	// Tenant is who pays, by the identity policy's template; "anonymous" for an
 	// anonymous caller.
 	Tenant string
 	// Began is when the call began.
 	Began time.Time
-	// Outgoing is metadata to send on to the model server, beside the caller's.
-	// Policies add to it in Begin, and in Start of the first inference.
+	// Outgoing is metadata to send on to the model server, beside the caller's and
+	// in its place; a key without values keeps the caller's back. Policies add to
+	// it in Begin, and in Start of the first inference.
 	Outgoing metadata.MD
 
 	chain      *Chain
@@ -42,8 +48,13 @@ type Call struct {
 	parts      []callPart
 	partsSpace [6]callPart
 
+	// Where the call is among those in flight: of the list's lock, except list.
+	list       *liveList
+	prev, next *Call
+
 	mu      sync.Mutex
 	backend *Backend // bound by the first message
+	stream  *Stream
 	single  *Inference
 	open    map[string]*Inference // multiplexed: by the id on the way to the model server
 	renames int
@@ -115,6 +126,7 @@ func (c *Call) End(err error) {
 		open = append(open, i)
 	}
 	c.mu.Unlock()
+	c.remove()
 	for _, i := range open {
 		i.End(err)
 	}
@@ -155,7 +167,7 @@ func (c *Call) Request(e *Envelope) (*Inference, error) {
 	}
 	i := &Inference{Call: c, Backend: backend}
 	i.read(&r)
-	if denied := c.authorize(i); denied != nil {
+	if denied := c.authorize(i, m); denied != nil {
 		bad = denied
 	} else if bad == nil {
 		bad = c.structure(i, m)
@@ -237,6 +249,12 @@ func (c *Call) extend(i *Inference, r *dialect.Request, m *fields.Message, bad e
 		err.Field = "model_name"
 		return i, err
 	}
+	if r.Version != i.Version && r.Version != "" {
+		err := Deny("chain", MessageAmbiguous,
+			"the stream belongs to the model version of its first message; open another stream for another version")
+		err.Field = "model_version"
+		return i, err
+	}
 	if bad == nil {
 		bad = c.structure(i, m)
 	}
@@ -251,7 +269,7 @@ func (c *Call) extend(i *Inference, r *dialect.Request, m *fields.Message, bad e
 }
 
 // authorize asks the policies whether the caller may use the model.
-func (c *Call) authorize(i *Inference) (err error) {
+func (c *Call) authorize(i *Inference, m *fields.Message) (err error) {
 	name := ""
 	defer func() {
 		if v := recover(); v != nil {
@@ -261,7 +279,7 @@ func (c *Call) authorize(i *Inference) (err error) {
 	for _, part := range c.parts {
 		name = part.name
 		if a, ok := part.policy.(Authorizer); ok {
-			if err := a.Authorize(i); err != nil {
+			if err := a.Authorize(i, m); err != nil {
 				return asDenial(name, err)
 			}
 		}
@@ -357,23 +375,19 @@ func (c *Call) forget(i *Inference) {
 	}
 }
 
-// live is the number of inferences of a multiplexed stream that have begun and
-// have neither ended nor been refused.
-func (c *Call) live() (n int) {
+// Open is the method and the inferences that have begun and have neither ended
+// nor been refused, for those who look on from outside.
+func (c *Call) Open() (*dialect.Method, []*Inference) {
 	c.mu.Lock()
-	open := make([]*Inference, 0, len(c.open))
+	method, open := c.Method, make([]*Inference, 0, len(c.open)+1)
+	if c.single != nil {
+		open = append(open, c.single)
+	}
 	for _, i := range c.open {
 		open = append(open, i)
 	}
 	c.mu.Unlock()
-	for _, i := range open {
-		i.mu.Lock()
-		if i.cut == nil && !i.ended {
-			n++
-		}
-		i.mu.Unlock()
-	}
-	return n
+	return method, slices.DeleteFunc(open, func(i *Inference) bool { return !i.open() })
 }
 
 // Verdict says what to do with a response.

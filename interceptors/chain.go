@@ -66,8 +66,9 @@ type Gate interface {
 // whether the caller may use the model that an inference names. Who may not
 // learns nothing of the model: not where it is, nor that it exists.
 type Authorizer interface {
-	// Authorize refuses with a *Denial, or nil. Like Start it must not wait.
-	Authorize(*Inference) error
+	// Authorize refuses with a *Denial, or nil. Like Start it must not wait. The
+	// message is the first of the inference.
+	Authorize(*Inference, *fields.Message) error
 }
 
 // Witness is a CallPolicy that wants to know of inferences that the chain itself
@@ -130,12 +131,13 @@ func (b *Backend) serves(model string) bool { return b.Models == nil || b.Models
 type Chain struct {
 	policies []Policy
 	backends []*Backend
+	live     *Live
 }
 
 // New makes a chain. The order of the policies is the order of the requests;
 // the first back end that serves a method and model takes the call.
 func New(backends []*Backend, policies ...Policy) *Chain {
-	return &Chain{policies: policies, backends: backends}
+	return new(Live).Chain(backends, policies...)
 }
 
 // method is what is known of a full method name, by the first back end that
@@ -181,6 +183,7 @@ func (c *Chain) Begin(ctx context.Context, info CallInfo) (*Call, error) {
 		call.End(err)
 		return nil, err
 	}
+	c.live.add(call)
 	return call, nil
 }
 

@@ -245,7 +245,7 @@ func asDenial(policy string, err error) *Denial {
 func StatusOf(err error) error {
 	var d *Denial
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, ErrServed):
 		return nil
 	case errors.As(err, &d):
 		return d

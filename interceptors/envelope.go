@@ -17,6 +17,7 @@ type Envelope struct {
 
 	raw   mem.BufferSlice
 	typed proto.Message
+	kept  bool // by a stream, for one message after the other
 }
 
 var envelopes = sync.Pool{New: func() any { return new(Envelope) }}
@@ -49,6 +50,9 @@ func (e *Envelope) read(p *fields.Program) error {
 	if e.typed != nil {
 		return p.Walk(&e.Message, e.typed)
 	}
+	if e.kept {
+		return p.ScanNext(&e.Message, e.raw)
+	}
 	return p.Scan(&e.Message, e.raw)
 }
 
@@ -80,5 +84,7 @@ func (e *Envelope) Release() {
 	e.raw.Free()
 	e.raw, e.typed = nil, nil
 	e.Message.Release()
-	envelopes.Put(e)
+	if !e.kept {
+		envelopes.Put(e)
+	}
 }

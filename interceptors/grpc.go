@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
 	"reflect"
 	"sync"
 
@@ -40,7 +39,7 @@ func UnaryServer(c *Chain) grpc.UnaryServerInterceptor {
 		if err != nil {
 			return nil, refused(ctx, err)
 		}
-		resp, err = handler(call.ctx, req)
+		resp, err = handler(call.incomingContext(), req)
 		if err = call.aborted(ctx, err); err != nil {
 			return nil, trailed(ctx, err)
 		}
@@ -86,10 +85,14 @@ func StreamServer(c *Chain) grpc.StreamServerInterceptor {
 		if err != nil {
 			return refused(ss.Context(), err)
 		}
-		defer endCall(call, &err)
-		s := &serverStream{ServerStream: ss, call: call, many: info.IsClientStream, requests: make(chan proto.Message), over: make(chan struct{})}
+		s := &serverStream{ServerStream: ss, call: call, ctx: call.incomingContext(), many: info.IsClientStream, requests: make(chan proto.Message), over: make(chan struct{})}
 		s.stream = NewStream(call, s)
-		return trailed(ss.Context(), call.aborted(ss.Context(), handler(srv, s)))
+		defer s.stream.End()
+		defer endCall(call, &err)
+		if err = handler(srv, s); err == nil {
+			s.stream.End()
+		}
+		return trailed(ss.Context(), call.aborted(ss.Context(), err))
 	}
 }
 
@@ -128,7 +131,7 @@ func (c *Call) outgoingContext() context.Context {
 		return c.ctx
 	}
 	md := c.Metadata.Copy()
-	maps.Copy(md, c.Outgoing) // a policy's word replaces the caller's: two trace contexts are none
+	c.send(md)
 	return metadata.NewOutgoingContext(c.ctx, md)
 }
 
@@ -141,7 +144,7 @@ func (c *Call) aborted(caller context.Context, err error) error {
 	}
 	var d *Denial
 	switch {
-	case errors.Is(cause, errServed):
+	case errors.Is(cause, ErrServed):
 		return nil
 	case caller.Err() != nil && !errors.As(cause, &d): // the caller is gone
 		return err
@@ -221,6 +224,7 @@ func notProto(v any) *Denial {
 type serverStream struct {
 	grpc.ServerStream
 	call   *Call
+	ctx    context.Context // the handler's
 	stream *Stream
 	many   bool // the caller streams
 
@@ -230,7 +234,7 @@ type serverStream struct {
 	err      error              // why; nil at half-close
 }
 
-func (s *serverStream) Context() context.Context { return s.call.ctx }
+func (s *serverStream) Context() context.Context { return s.ctx }
 
 // RecvMsg gives the handler the next message that may go on.
 func (s *serverStream) RecvMsg(m any) error {
@@ -251,6 +255,11 @@ func (s *serverStream) RecvMsg(m any) error {
 	case msg := <-s.requests:
 		move(into, msg)
 		return nil
+	case <-s.call.ctx.Done(): // and the caller may send nothing more
+		if err := StatusOf(context.Cause(s.call.ctx)); err != nil {
+			return err
+		}
+		return context.Canceled
 	case <-s.over:
 		if s.err != nil {
 			return StatusOf(s.err)
@@ -283,7 +292,7 @@ func (s *serverStream) SendMsg(m any) error {
 	}
 	err := s.stream.Response(TypedEnvelope(msg))
 	if errors.Is(err, io.EOF) {
-		s.call.Abort(errServed)
+		s.call.Abort(ErrServed)
 		return context.Canceled
 	}
 	var d *Denial
@@ -291,14 +300,11 @@ func (s *serverStream) SendMsg(m any) error {
 	case errors.As(err, &d):
 		s.call.Abort(err)
 		return StatusOf(err)
-	case errors.Is(err, errServed):
+	case errors.Is(err, ErrServed):
 		return context.Canceled
 	}
 	return err
 }
-
-// errServed ends a call well whose caller has all that it will get.
-var errServed = errors.New("served")
 
 // Receive implements Door.
 func (s *serverStream) Receive() (*Envelope, error) {

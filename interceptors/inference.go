@@ -3,6 +3,8 @@ package interceptors
 import (
 	"context"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
@@ -32,8 +34,9 @@ type Inference struct {
 	// ReportedInput and ReportedOutput are the model server's count so far; 0 if
 	// it reports none.
 	ReportedInput, ReportedOutput int64
-	// Handed says that the inference was handed to the model server.
-	Handed bool
+	// Handed says that the inference was handed to the model server, HandedAt when.
+	Handed   bool
+	HandedAt time.Time
 
 	// The chain's own.
 	mu        sync.Mutex
@@ -43,6 +46,8 @@ type Inference struct {
 	cut       error  // refused in mid-stream; the rest of its responses are dropped
 	failed    bool   // the model server reported an error of it
 	ended     bool
+	told      bool        // the caller was told that it was refused
+	lost      atomic.Bool // cut from outside: no response follows the refusal
 	output    tokens.Counter
 	waits     bool // some part is a Waiter, and Wait was not called yet
 	parts     []inferencePart
@@ -175,7 +180,7 @@ func (i *Inference) Wait(ctx context.Context) (err error) {
 			err = Recovered(name, v)
 		}
 		if err != nil {
-			i.End(err)
+			err = i.fail(err)
 		}
 	}()
 	for n := range i.parts {
@@ -224,6 +229,78 @@ func endInference(p InferencePolicy, o Outcome) {
 	p.End(o)
 }
 
+// fail ends the inference and returns what it has ended with: not what became of
+// its wait, if that was ended from outside.
+func (i *Inference) fail(err error) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.endLocked(err)
+	if i.cut != nil {
+		return i.cut
+	}
+	return err
+}
+
+// Cut refuses an inference from outside, in mid-flight. Where it is one of many
+// on a stream it alone is refused, at once: the caller is told in band, and what
+// the model server still answers is dropped; what the inference holds it gives
+// back when the model server is done with it. Otherwise the call is aborted. Cut
+// does not wait, and is safe at any time: an inference that has ended or was
+// refused stays as it is.
+func (i *Inference) Cut(d *Denial) {
+	i.Call.mu.Lock()
+	s := i.Call.stream
+	i.Call.mu.Unlock()
+	i.mu.Lock()
+	if i.ended || i.cut != nil {
+		i.mu.Unlock()
+		return
+	}
+	if s != nil {
+		s.untold.Add(1)
+	}
+	i.cut = d
+	i.lost.Store(true)
+	if !i.Handed {
+		i.endLocked(d)
+	}
+	i.mu.Unlock()
+	if s == nil || !i.Call.Method.Multiplexed {
+		i.Call.Abort(d)
+		return
+	}
+	s.tell(i, d)
+}
+
+// tell reports whether the caller is still to be told that the inference was
+// refused. It is so once.
+func (i *Inference) tell() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	told := i.told
+	i.told = true
+	return !told
+}
+
+// Part is a policy's part in the inference, or nil.
+func (i *Inference) Part(policy string) InferencePolicy {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, p := range i.parts {
+		if p.name == policy {
+			return p.policy
+		}
+	}
+	return nil
+}
+
+// open reports whether it has neither ended nor been refused.
+func (i *Inference) open() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return !i.ended && i.cut == nil
+}
+
 // Hand notes that the inference is being handed to the model server, and
 // reports whether it may be: not if it has ended meanwhile. A door calls it
 // before it forwards a message.
@@ -233,7 +310,9 @@ func (i *Inference) Hand() bool {
 	if i.ended {
 		return false
 	}
-	i.Handed = true
+	if !i.Handed {
+		i.Handed, i.HandedAt = true, time.Now()
+	}
 	return true
 }
 

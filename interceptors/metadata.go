@@ -1,6 +1,7 @@
 package interceptors
 
 import (
+	"context"
 	"strings"
 
 	"google.golang.org/grpc/metadata"
@@ -35,8 +36,11 @@ var untrusted = []string{
 	"x-spiffe-", "x-tenant", // common in meshes
 	"x-principal", "x-client-cert",
 	"x-remote-", "impersonate-", // Kubernetes
+	"remote-user", "x-webauth-", // web servers and Grafana's proxies
 	"x-auth-request-",       // oauth2-proxy
 	"ssl-client-", "x-ssl-", // nginx
+	"x-consumer-", "x-credential-", "x-anonymous-consumer", // Kong
+	"x-amzn-oidc-", "x-goog-iap-", "x-goog-authenticated-user-", "x-ms-client-principal", "cf-access-", // clouds
 	"l5d-",                  // Linkerd
 	"triton-grpc-protocol-", // Triton's key to its restricted methods
 	"x-sluice-",             // ours
@@ -47,13 +51,27 @@ var untrusted = []string{
 // it. Case does not matter, nor which of "-", "_" and "." joins the words:
 // some servers take them for the same.
 func Untrusted(key string) bool {
-	for _, prefix := range untrusted {
+	if key == "" {
+		return false
+	}
+	for _, prefix := range untrustedBy[key[0]] {
 		if beginsWith(key, prefix) {
 			return true
 		}
 	}
 	return false
 }
+
+// untrustedBy is untrusted by the first letter, in either case: it is asked for
+// every header of every call.
+var untrustedBy = func() (by [256][]string) {
+	for _, prefix := range untrusted {
+		for _, first := range []byte{prefix[0], prefix[0] - 'a' + 'A'} {
+			by[first] = append(by[first], prefix)
+		}
+	}
+	return by
+}()
 
 func beginsWith(key, prefix string) bool {
 	if len(key) < len(prefix) {
@@ -72,6 +90,60 @@ func beginsWith(key, prefix string) bool {
 		}
 	}
 	return true
+}
+
+// Forwarded is the metadata that goes on to the model server: the caller's, as
+// Sanitize leaves it, and what the policies say.
+func (c *Call) Forwarded() metadata.MD {
+	md := Sanitize(c.Metadata)
+	c.send(md)
+	return md
+}
+
+// send puts what the policies say in the place of what the caller said: two trace
+// contexts are none.
+func (c *Call) send(md metadata.MD) {
+	for key, values := range c.Outgoing {
+		if len(values) == 0 {
+			delete(md, key)
+		} else {
+			md[key] = values
+		}
+	}
+}
+
+// incomingContext is the context for a handler that is linked in. It sees of the
+// caller's metadata what a model server behind the gateway would, and what is of
+// the connection.
+func (c *Call) incomingContext() context.Context {
+	hidden := 0
+	for key := range c.Metadata {
+		if c.hides(key) {
+			hidden++
+		}
+	}
+	if hidden == 0 {
+		return c.ctx
+	}
+	md := make(metadata.MD, len(c.Metadata)-hidden)
+	for key, values := range c.Metadata {
+		if !c.hides(key) {
+			md[key] = values
+		}
+	}
+	return metadata.NewIncomingContext(c.ctx, md)
+}
+
+// hides reports whether a header of the caller is not for the model server.
+func (c *Call) hides(key string) bool {
+	switch {
+	case Untrusted(key):
+		return true
+	case len(c.Outgoing) == 0:
+		return false
+	}
+	values, said := c.Outgoing[strings.ToLower(key)]
+	return said && len(values) == 0
 }
 
 // Sanitize is what a door forwards of a caller's metadata: a copy, which shares

@@ -2,6 +2,7 @@ package interceptors
 
 import (
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -21,7 +22,8 @@ func TestSanitize(t *testing.T) {
 		{"of gRPC", []string{"grpc-timeout", "grpc-encoding", "grpc-accept-encoding", "grpc-status", "grpc-previous-rpc-attempts", "grpc-trace-bin"}, false},
 		{"who the caller is", []string{"x-forwarded-client-cert", "x-forwarded-for", "x-forwarded-host", "forwarded", "x-real-ip",
 			"x-spiffe-id", "x-tenant", "x-tenant-id", "x-principal", "x-client-cert", "x-remote-user", "impersonate-user",
-			"x-auth-request-email", "ssl-client-verify", "x-ssl-client-dn", "l5d-client-id", "x-sluice-tenant"}, false},
+			"remote-user", "x-webauth-user", "x-consumer-username", "x-amzn-oidc-identity", "x-goog-iap-jwt-assertion",
+			"x-ms-client-principal-id", "cf-access-jwt-assertion", "x-auth-request-email", "ssl-client-verify", "x-ssl-client-dn", "l5d-client-id", "x-sluice-tenant"}, false},
 		{"what it may do", []string{"triton-grpc-protocol-infer-key", "triton-grpc-protocol-model-repository",
 			"x-gateway-inference-fairness-id", "x-gateway-destination-endpoint", "x-envoy-internal", "x-envoy-original-path"}, false},
 		{"twins", []string{"x_forwarded_client_cert", "x-forwarded_client-cert", "X-Forwarded-Client-Cert", "x.forwarded.for", "X_TENANT",
@@ -121,5 +123,35 @@ func BenchmarkSanitize(b *testing.B) {
 		"x-request-id", "1", "x-forwarded-for", "10.0.0.1", "authorization", "Bearer x")
 	for b.Loop() {
 		Sanitize(md)
+	}
+}
+
+// A linked handler sees what a model server behind the gateway would, and the
+// headers of its connection.
+func TestLinkedHandlersSeeNoSpoofs(t *testing.T) {
+	md := metadata.MD{":authority": {"a"}, "user-agent": {"u"}, "mine": {"1"}, "authorization": {"Bearer x"}}
+	call := &Call{CallInfo: CallInfo{Metadata: md}, ctx: t.Context()}
+	if got := call.incomingContext(); got != call.ctx {
+		t.Error("a context was made for nothing")
+	}
+	md["x_tenant"], md["X-Forwarded-Client-Cert"] = []string{"root"}, []string{"By=x"}
+	call.Outgoing = metadata.MD{"authorization": nil, "traceparent": {"t"}}
+	got, _ := metadata.FromIncomingContext(call.incomingContext())
+	if want := (metadata.MD{":authority": {"a"}, "user-agent": {"u"}, "mine": {"1"}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("the handler sees %v, want %v", got, want)
+	}
+	if len(md) != 6 {
+		t.Errorf("the caller's metadata was changed: %v", md)
+	}
+}
+
+func BenchmarkIncomingContext(b *testing.B) {
+	call := &Call{CallInfo: CallInfo{Metadata: metadata.MD{":authority": {"a"}, "user-agent": {"u"}, "content-type": {"c"},
+		"x-request-id": {"1"}, "traceparent": {"t"}, "authorization": {"Bearer x"}, "grpc-accept-encoding": {"gzip"}}}, ctx: b.Context()}
+	b.ReportAllocs()
+	for b.Loop() {
+		if call.incomingContext() != call.ctx {
+			b.Fatal("a new context")
+		}
 	}
 }

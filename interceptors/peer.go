@@ -19,6 +19,9 @@ type Peer struct {
 	Expires time.Time
 	// Addr is the network address, for people; nil if it is not known.
 	Addr net.Addr
+	// Proof is what the handshake proved, for those who want to know whether it
+	// still holds; nil if it proved nothing.
+	Proof Verified
 }
 
 // Verified is implemented by the AuthInfo of connections whose handshake
@@ -28,6 +31,10 @@ type Verified interface {
 	credentials.AuthInfo
 	// SVID is the peer's SPIFFE ID and the end of its certificate's life.
 	SVID() (spiffeid.ID, time.Time)
+	// Revoked is nil as long as the certificate would be verified again today:
+	// not once its authority has left the trust bundle. Expiry is SVID's to say.
+	// It is cheap while the bundle does not change.
+	Revoked() error
 }
 
 // PeerFrom reads the peer from the context of a grpc-go server or client call.
@@ -39,6 +46,7 @@ func PeerFrom(ctx context.Context) Peer {
 	out := Peer{Addr: p.Addr}
 	if v, ok := p.AuthInfo.(Verified); ok {
 		out.ID, out.Expires = v.SVID()
+		out.Proof = v
 	}
 	return out
 }

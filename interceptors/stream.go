@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/grpc/mem"
 )
 
 // What one stream may park: inferences that wait for a permit while others of
@@ -52,41 +53,121 @@ type Stream struct {
 	bytes  int
 	tails  map[sequence]chan struct{} // closed when the last parked message of the sequence has gone on
 	wg     sync.WaitGroup
+	over   bool           // nobody is told anything any more
+	tells  sync.WaitGroup // who tells the caller of what was cut from outside
+	untold atomic.Int64   // how many were cut from outside and are still to be told
+
+	answered bool
+	answer   *Envelope // of the response at hand: they are alike, and come one at a time
 }
 
 // turn is a lock that is held while a message is being written, for as long as
 // the other side does not read. So who waits for it stops when the call ends.
-type turn chan struct{}
-
-func (t turn) take(ctx context.Context) error {
-	select {
-	case t <- struct{}{}: // free, as nearly always: this is cheaper than to ask for either
-		return nil
-	default:
-	}
-	select {
-	case t <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+type turn struct {
+	held    atomic.Bool
+	waiting atomic.Int32
+	free    chan struct{} // has an element if the turn was passed while somebody waited
 }
 
-func (t turn) pass() { <-t }
+func newTurn() turn { return turn{free: make(chan struct{}, 1)} }
+
+func (t *turn) take(ctx context.Context) error {
+	if t.held.CompareAndSwap(false, true) { // as nearly always: the only writer
+		return nil
+	}
+	t.waiting.Add(1)
+	defer t.waiting.Add(-1)
+	for !t.held.CompareAndSwap(false, true) { // after waiting: pass has seen that, or we see the turn free
+		select {
+		case <-t.free:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (t *turn) pass() {
+	t.held.Store(false)
+	if t.waiting.Load() == 0 {
+		return
+	}
+	select {
+	case t.free <- struct{}{}:
+	default: // somebody is being woken already
+	}
+}
 
 // sequence names inferences whose order a model server relies on.
 type sequence struct{ model, id string }
 
 // NewStream begins the streaming part of a call.
 func NewStream(call *Call, door Door) *Stream {
-	s := &Stream{call: call, door: door, toCaller: make(turn, 1), toServer: make(turn, 1)}
+	s := &Stream{call: call, door: door, toCaller: newTurn(), toServer: newTurn()}
 	s.room.L = &s.mu
+	call.mu.Lock()
+	defer call.mu.Unlock()
+	call.stream = s
 	return s
+}
+
+// End waits until the caller was told of everything that was cut from outside,
+// or the call is aborted; nobody is told anything afterwards. A door calls it
+// before a call ends well, and when one has ended, and the transport with it.
+func (s *Stream) End() {
+	s.mu.Lock()
+	s.over = true
+	s.mu.Unlock()
+	s.tells.Wait()
+}
+
+// tell tells the caller of an inference that was cut from outside.
+func (s *Stream) tell(i *Inference, d *Denial) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	s.tells.Go(func() {
+		if err := s.telling(i, d); err != nil {
+			s.call.Abort(err)
+		}
+	})
+}
+
+// telling returns what the call is to end with, if it is.
+func (s *Stream) telling(i *Inference, d *Denial) (err error) {
+	defer recovered(&err)
+	if err := s.refuse(i, d); err != nil {
+		return err
+	}
+	s.untold.Add(-1)
+	if s.done() != nil {
+		return ErrServed
+	}
+	return nil
+}
+
+// ErrServed ends a call well whose caller has all that it will get, though the
+// model server is still at work.
+var ErrServed = errors.New("served")
+
+// Begin takes the caller's first messages, on the goroutine of the caller, until
+// one has gone on, or waits to. io.EOF means that the caller has half-closed and
+// nothing did. Most streams carry one request: a goroutine made for it would have
+// to grow a deep stack each time.
+func (s *Stream) Begin() (err error) {
+	defer recovered(&err)
+	for {
+		if on, err := s.request(); on || err != nil {
+			return err
+		}
+	}
 }
 
 // Requests reads the caller's messages until it half-closes (nil), goes away
 // or is refused as a whole. It runs beside Response, in a goroutine of its own,
-// and returns when nothing it began is still waiting.
+// and returns when nothing it began is still waiting. Begin need not come first.
 func (s *Stream) Requests() error {
 	err := s.requests()
 	if err != nil {
@@ -107,33 +188,40 @@ func (s *Stream) Requests() error {
 func (s *Stream) requests() (err error) {
 	defer recovered(&err)
 	for {
-		e, err := s.door.Receive()
+		_, err := s.request()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		i, err := s.call.Request(e)
-		switch {
-		case err != nil && i == nil:
-			e.Release()
-			return err
-		case err != nil:
-			e.Release()
-			if err := s.refuse(i, err); err != nil {
-				return err
-			}
-		case s.mustPark(i):
-			s.park(e, i)
-		default:
-			if err := i.Wait(s.call.ctx); err != nil {
-				e.Release()
-				return err
-			}
-			s.forward(e, i)
-		}
 	}
+}
+
+// request takes one message. It reports whether that has gone on, or waits to.
+func (s *Stream) request() (on bool, err error) {
+	e, err := s.door.Receive()
+	if err != nil {
+		return false, err
+	}
+	i, err := s.call.Request(e)
+	switch {
+	case err != nil && i == nil:
+		e.Release()
+		return false, err
+	case err != nil:
+		e.Release()
+		return false, s.refuse(i, err)
+	case s.mustPark(i):
+		s.park(e, i)
+	default:
+		if err := i.Wait(s.call.ctx); err != nil {
+			e.Release()
+			return false, err
+		}
+		s.forward(e, i)
+	}
+	return true, nil
 }
 
 // recovered makes a panic the error that a call ends with. The goroutines of a
@@ -233,6 +321,9 @@ func (s *Stream) wait(e *Envelope, i *Inference, before <-chan struct{}) (err er
 // others go on. Where that cannot be said it returns the error, which then ends
 // the call.
 func (s *Stream) refuse(i *Inference, err error) error {
+	if !i.tell() {
+		return nil
+	}
 	var d *Denial
 	if !errors.As(err, &d) || s.call.ctx.Err() != nil {
 		return err
@@ -248,17 +339,36 @@ func (s *Stream) refuse(i *Inference, err error) error {
 	if fail != nil {
 		return err
 	}
-	return s.deliver(e)
+	return s.deliver(e, nil)
 }
 
-// deliver sends a response to the caller.
-func (s *Stream) deliver(e *Envelope) error {
+// deliver sends a response to the caller, but not one of an inference that was
+// cut meanwhile.
+func (s *Stream) deliver(e *Envelope, of *Inference) error {
 	if err := s.toCaller.take(s.call.ctx); err != nil {
 		e.Release()
 		return err
 	}
 	defer s.toCaller.pass()
+	if of != nil && of.lost.Load() {
+		e.Release()
+		return nil
+	}
 	return s.door.Deliver(e)
+}
+
+// Answer is RawEnvelope for a response. It holds one at a time: the one before
+// must have been given to Response, which must have returned.
+func (s *Stream) Answer(b mem.BufferSlice) *Envelope {
+	if !s.answered { // it may be the only one
+		s.answered = true
+		return RawEnvelope(b)
+	}
+	if s.answer == nil {
+		s.answer = &Envelope{kept: true}
+	}
+	s.answer.raw = b
+	return s.answer
 }
 
 // Response delivers a response of the model server, if it is to be delivered.
@@ -285,14 +395,17 @@ func (s *Stream) Response(e *Envelope) (err error) {
 		e.Release()
 		return s.done()
 	}
-	return s.deliver(e)
+	return s.deliver(e, i)
 }
 
 // done is io.EOF if all that the model server still works on was refused and
 // the caller will not ask for more.
 func (s *Stream) done() error {
-	if s.halfClosed.Load() && s.call.live() == 0 {
-		return io.EOF
+	if !s.halfClosed.Load() {
+		return nil
 	}
-	return nil
+	if _, open := s.call.Open(); len(open) > 0 || s.untold.Load() > 0 { // in this order
+		return nil
+	}
+	return io.EOF
 }

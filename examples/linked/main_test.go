@@ -53,7 +53,7 @@ func start(t *testing.T) inference.GRPCInferenceServiceClient {
 	alice := filepath.Join(folder, "identities", "acme-alice")
 	var source *identity.Source
 	for deadline := time.After(10 * time.Second); source == nil; {
-		source, err = identity.Open(&configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
+		source, err = identity.Open(t.Context(), &configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
 			Certificate: alice + ".pem", Key: alice + "-key.pem", Bundle: filepath.Join(folder, "identities", "bundle.pem"),
 		}}}, nil)
 		select {

@@ -70,7 +70,7 @@ func start(t *testing.T) (llmv1.AssistantServiceClient, func() budget.Account) {
 	shutdown := sync.OnceFunc(g.Shutdown)
 	address := serve(g.Serve, shutdown)
 
-	source, err := identity.Open(&configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
+	source, err := identity.Open(t.Context(), &configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
 		Certificate: filepath.Join(keys, "acme-alice.pem"), Key: filepath.Join(keys, "acme-alice-key.pem"),
 		Bundle: filepath.Join(keys, "bundle.pem"),
 	}}}, nil)

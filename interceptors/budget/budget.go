@@ -1,32 +1,56 @@
-// Package budget bounds what may be spent: tokens and requests, by trust
-// domain, tenant, principal and model.
+// Package budget bounds what may be spent: tokens, requests, money and GPU time,
+// by trust domain, tenant, principal and model.
 //
 // A budget is an amount in a window of time, and has one account for every
 // combination of its keys that occurs. An inference must fit in every account
 // that applies to it, or takes nothing from any.
 //
-// Requests are spent when an inference begins, whatever becomes of it. Tokens
-// are reserved when it begins (its input, and the output it asks for),
-// compared with what it has used at every message, topped up where it needs
-// more, and settled once when it ends:
+// Requests are spent when an inference begins, whatever becomes of it. All else
+// is reserved when it begins (its input, and the output it asks for), compared
+// with what it has used at every message, topped up where it needs more, and
+// settled once when it ends:
 //
 //	charge = min(grant, max(own count, reported by the model server))
 //
 // A message that would go beyond what can be granted is not delivered: the
 // inference is cut. So delivered ≤ charged ≤ grant, always. An inference that
-// was never handed to the model server costs no tokens.
+// was never handed to the model server costs nothing. What the model server wrote
+// counts, also what a policy held back or took out of it. An attempt that is made
+// again is another inference: it is charged for what it used itself. The header
+// grpc-previous-rpc-attempts is the caller's word, and buys nothing.
 //
-// Windows are fixed: one begins with the first use of a full account, and at its
+// Money is a price for each token of the input and of the output, by model. GPU
+// time runs from when the inference is handed to the model server until it ends,
+// times the permits that it holds; what is used between the last message and the
+// end is beyond the grant if that does not cover it.
+//
+// A window with a length begins with the first use of a full account, and at its
 // end the account is full again; so up to twice the amount can be spent in a
-// time as long as a window that straddles two. They go by the monotonic clock.
-// What is reserved in one window and not used when it is over is lost, not
-// given to the next.
+// time as long as a window that straddles two. A window of the calendar begins for
+// all at once. A token bucket is refilled steadily. Lengths and rates go by the
+// monotonic clock, calendars by the wall clock of a time zone: one that jumps ahead
+// begins a window early, one that goes back does not begin it again. What is
+// reserved in one window and not used when it is over is lost, not given to the
+// next.
 //
-// Accounts live in memory, and end with the process. One that nobody holds and
+// Accounts live in memory, and end with the process; with a state file
+// ([Ledger.Open]) they do not. What is granted is then written down before, in
+// blocks of a hundredth of the amount: after a crash the block in use counts as
+// spent, and nothing is spent twice. One that nobody holds and
 // that is full is dropped when others are opened; those of a budget without a
 // window must be remembered once they are used. A ledger holds at most
 // 1,048,576 accounts; an inference that would need another is refused
 // (POLICY_UNAVAILABLE).
+//
+// Gateways can share their accounts in Redis or Valkey ([Ledger.Share]). Each takes
+// shares of an account for a time, its lease, and spends them without asking; an
+// inference waits for the store only where its gateway's share is too small. The store
+// is asked for all accounts of an inference at once, by one script, in its own time.
+// A gateway may refuse while another still holds a share. What a lost gateway held
+// comes back when its lease ends, also what it had spent of that and not told of: so
+// much can be overspent, and no more. When the store does not answer, a gateway goes on with what it holds, or begins nothing, or
+// everything, as each budget says; what it used it tells when the store is back, also
+// if that has forgotten all.
 //
 // A [Ledger] gives two policies, because they stand at different places of the
 // chain: [Ledger.Rates] before anything costly, [Ledger.Tokens] after
@@ -35,22 +59,21 @@ package budget
 
 import (
 	"math"
-	"strconv"
+	"slices"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
-	"github.com/sluicegate/sluice/interceptors/fields"
 )
 
 // name is the name of both policies in denials, events and metrics.
 const name = "budget"
 
 // Rates is the policy that spends a request from the budgets of requests
-// (RATE_EXCEEDED), and refuses an inference early whose token account is empty
-// (BUDGET_EXHAUSTED).
+// (RATE_EXCEEDED), and refuses an inference early of which another account is
+// empty (BUDGET_EXHAUSTED).
 func (l *Ledger) Rates() interceptors.Policy { return (*rates)(l) }
 
-// Tokens is the policy that reserves, tops up and settles tokens
+// Tokens is the policy that reserves, tops up and settles what an inference uses
 // (BUDGET_EXHAUSTED at the start, BUDGET_CUT in mid-stream).
 func (l *Ledger) Tokens() interceptors.Policy { return (*reservations)(l) }
 
@@ -76,17 +99,33 @@ type ratesCall Ledger
 func (r *ratesCall) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
 	l := (*Ledger)(r)
 	var space [4]hold
-	holds, err := l.open(requests, i, space[:0])
+	holds, err := l.open(perRequest, i, space[:0])
 	if err != nil {
 		return nil, err
 	}
-	took, short := l.take(holds, 1, 1)
-	settle(holds, took)
-	if short.account != nil {
-		return nil, short.denial(i, interceptors.RateExceeded, "the requests of budget %q are used up")
+	if err := l.closed(holds); err != nil {
+		letGo(holds)
+		return nil, err
 	}
-	if short := l.empty(tokens, i); short.account != nil {
-		return nil, short.denial(i, interceptors.BudgetExhausted, "the tokens of budget %q are used up")
+	for n := range holds {
+		holds[n].want, holds[n].least = 1, 1
+	}
+	short, err := l.take(holds, false)
+	if err == nil && short.account != nil && l.shared != nil {
+		return &turn{waiting: waiting{pending: true}, ledger: l, inference: i, holds: slices.Clone(holds)}, nil
+	}
+	for n := range holds {
+		holds[n].settle(holds[n].granted(), 0).tell(i)
+	}
+	letGo(holds)
+	if err != nil {
+		return nil, err
+	}
+	if short.account != nil {
+		return nil, short.overRate(i)
+	}
+	if short := l.empty(i); short.account != nil {
+		return nil, short.denial(i, interceptors.BudgetExhausted, "the "+short.account.limit.metric.noun()+" of budget %q are used up")
 	}
 	return nil, nil
 }
@@ -99,7 +138,7 @@ type reservations Ledger
 func (r *reservations) Name() string { return name }
 
 func (r *reservations) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
-	if !inference(c) || !(*Ledger)(r).has(tokens) {
+	if !inference(c) || !slices.ContainsFunc(r.limits, perUsage) {
 		return nil, nil
 	}
 	return (*reservationsCall)(r), nil
@@ -108,135 +147,34 @@ func (r *reservations) Begin(c *interceptors.Call) (interceptors.CallPolicy, err
 type reservationsCall Ledger
 
 // Start reserves. An inference that declares its output gets all of it or is
-// refused. For one that does not, the default is a guess: if that does not fit,
-// its input and one token do, and the rest is asked for as it comes.
+// refused, or clamped. For one that does not, what is reserved is a guess: if that
+// does not fit, its input and one token do, and the rest is asked for as it comes.
 func (r *reservationsCall) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
-	l := (*Ledger)(r)
-	v := &reservation{ledger: l, inference: i, input: i.InputTokens, step: math.MaxInt64}
-	holds, err := l.open(tokens, i, v.space[:0])
+	v := &reservation{ledger: (*Ledger)(r), inference: i, input: i.InputTokens, step: math.MaxInt64}
+	var err error
+	if v.holds, err = v.ledger.open(perUsage, i, v.space[:0]); err != nil {
+		return nil, err
+	}
+	if len(v.holds) == 0 {
+		return nil, nil
+	}
+	err = v.ledger.closed(v.holds)
+	var short shortage
+	if err == nil {
+		short, err = v.begin()
+	}
+	if err == nil && short.account == nil {
+		return v, nil
+	}
+	if err == nil && v.ledger.shared != nil {
+		v.pending = true // the store is asked while the inference waits
+		return v, nil
+	}
+	letGo(v.holds)
 	if err != nil {
 		return nil, err
 	}
-	if len(holds) == 0 {
-		return nil, nil
-	}
-	for n := range holds {
-		v.step = min(v.step, holds[n].account.limit.output)
-	}
-	want := add(i.InputTokens, i.MaxOutputTokens)
-	least := want
-	if i.MaxOutputTokens <= 0 {
-		want, least = add(i.InputTokens, v.step), add(i.InputTokens, 1)
-	}
-	took, short := l.take(holds, want, least)
-	if short.account != nil {
-		d := short.denial(i, interceptors.BudgetExhausted, "budget %q has too few tokens left for the input and the output asked for")
-		letGo(holds)
-		return nil, d
-	}
-	v.holds, v.grant = holds, took
-	v.in = v.input
-	return v, nil
+	return nil, short.exhausted(i)
 }
 
 func (r *reservationsCall) End(interceptors.Outcome) {}
-
-// reservation is the tokens that one inference holds.
-type reservation struct {
-	ledger    *Ledger
-	inference *interceptors.Inference
-	holds     []hold
-	space     [4]hold // enough for a budget at every level
-	grant     int64   // what was taken of each account
-	step      int64   // what a top-up asks for: the smallest default of the budgets
-	input     int64   // our count of the input that may be forwarded
-	in, out   int64   // what is used of the grant by all that was let through
-	settled   bool
-}
-
-// used is what the inference has used: our own count is the floor under what
-// the model server reports.
-func (v *reservation) used() (in, out int64) {
-	i := v.inference
-	return max(v.input, i.ReportedInput), max(i.OutputTokens, i.ReportedOutput)
-}
-
-// Request tops up for what a later message adds to the input.
-func (v *reservation) Request(*fields.Message) error {
-	before := v.input
-	v.input = max(before, v.inference.InputTokens)
-	if err := v.cover(); err != nil {
-		v.input = before // it is not forwarded
-		return err
-	}
-	return nil
-}
-
-// Response tops up for what the message adds to the output.
-func (v *reservation) Response(*fields.Message) error { return v.cover() }
-
-// cover makes the grant cover what is used, or cuts the inference.
-func (v *reservation) cover() error {
-	in, out := v.used()
-	if missing := add(in, out) - v.grant; missing > 0 {
-		took, short := v.ledger.take(v.holds, max(missing, v.step), missing)
-		if short.account != nil {
-			return short.denial(v.inference, interceptors.BudgetCut, "the tokens of budget %q were used up on the way").
-				With("tokensGranted", strconv.FormatInt(v.grant-v.in, 10)).
-				With("tokensDelivered", strconv.FormatInt(v.out, 10))
-		}
-		v.grant += took
-	}
-	v.in, v.out = in, out
-	return nil
-}
-
-// End settles. What the model server made beyond the grant is told, not charged.
-func (v *reservation) End(interceptors.Outcome) {
-	if v.settled {
-		return
-	}
-	v.settled = true
-	if !v.inference.Handed {
-		settle(v.holds, 0)
-		return
-	}
-	in, out := v.used()
-	used := add(in, out)
-	settle(v.holds, min(used, v.grant))
-	if used > v.grant {
-		v.inference.Emit(interceptors.Event{Policy: name, Name: "excess",
-			Attributes: []string{"tokens", strconv.FormatInt(used-v.grant, 10)}})
-	}
-}
-
-// denial says which budget is short, and what would help. The text has a verb
-// for its name.
-func (s *shortage) denial(i *interceptors.Inference, reason interceptors.Reason, text string) *interceptors.Denial {
-	m := s.account.limit
-	switch {
-	case s.wanted > m.amount:
-		text += "; it never has so many: ask for less"
-	case s.retryAfter > 0:
-		text += "; try again when it is refilled"
-	default:
-		text += ", and it is not refilled"
-	}
-	d := interceptors.Deny(name, reason, text, m.name).
-		With("budget", m.name).
-		With("limit", strconv.FormatInt(m.amount, 10)).
-		With("remaining", strconv.FormatInt(s.remaining, 10)).
-		With("requested", strconv.FormatInt(s.wanted, 10))
-	d.RetryAfter = s.retryAfter
-	d.Quota = &interceptors.Quota{Subject: m.subject(m.key(i)), Metric: string(m.metric), ID: m.name, Limit: m.amount}
-	return d
-}
-
-// add is the sum of two numbers that are not negative, or the largest number
-// there is: what callers and model servers say is not to be trusted to be small.
-func add(a, b int64) int64 {
-	if a > math.MaxInt64-b {
-		return math.MaxInt64
-	}
-	return a + b
-}

@@ -162,7 +162,7 @@ func TestLife(t *testing.T) {
 					t.Errorf("reason %s", d.Reason)
 				}
 			}
-			if got := p.(*reservation).grant; got != test.grant {
+			if got := p.(*reservation).holds[0].granted(); got != test.grant {
 				t.Errorf("granted %d, want %d", got, test.grant)
 			}
 			for range 2 { // the second must change nothing
@@ -506,10 +506,10 @@ func TestIdleAccountsAreEvicted(t *testing.T) {
 					v.End(interceptors.Outcome{})
 					time.Sleep(100 * time.Millisecond)
 				}
-				if got := int(l.size.Load()); got > test.most || got < test.least || got != len(l.Snapshot()) {
+				if got := int(l.table.size.Load()); got > test.most || got < test.least || got != len(l.Snapshot()) {
 					t.Errorf("%d accounts (%d in the tables), want %d to %d", got, len(l.Snapshot()), test.least, test.most)
 				}
-				if a := held.(*reservation).holds[0].account; l.pin(a.limit, key{model: "held"}) != a {
+				if a := held.(*reservation).holds[0].account; l.table.find(key{limit: a.limit, model: "held"}) != a {
 					t.Error("an account in use was evicted")
 				}
 				held.End(interceptors.Outcome{})
@@ -523,7 +523,7 @@ func TestAFullLedgerFailsClosed(t *testing.T) {
 		l := ledger(t,
 			&configv1.Budget{Name: "all", Tokens: 1000, Window: durationpb.New(time.Minute), Per: []configv1.BudgetKey{perTenant}},
 			&configv1.Budget{Name: "each", Tokens: 10, Window: durationpb.New(time.Minute), Per: []configv1.BudgetKey{perTenant, perModel}})
-		l.max = 3
+		l.table.max = 3
 		ask := func(model string) *interceptors.Denial {
 			i := infer(caller("a", "p"), model, 4, 6)
 			i.Handed = true
@@ -556,7 +556,7 @@ func TestAFullLedgerFailsClosed(t *testing.T) {
 	})
 	t.Run("and keeps nothing of an inference whose second account cannot be opened", func(t *testing.T) {
 		l := ledger(t, &configv1.Budget{Name: "all", Tokens: 10}, &configv1.Budget{Name: "each", Tokens: 10, Per: []configv1.BudgetKey{perModel}})
-		l.max = 1
+		l.table.max = 1
 		if _, d := start(t, l.Tokens(), infer(caller("a", "p"), "m", 1, 1)); d == nil || d.Reason != interceptors.PolicyUnavailable {
 			t.Errorf("%v, want POLICY_UNAVAILABLE", d)
 		}

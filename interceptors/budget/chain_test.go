@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -69,8 +70,9 @@ func TestExcessIsToldToObservers(t *testing.T) {
 		spent  int64
 		events []string
 	}{
-		{"enough", 8, true, 8, nil},
-		{"one too few", 7, true, 4, []string{"budget excess tokens 4"}}, // the input and one token were granted
+		{"enough", 8, true, 8, []string{"budget threshold budget b percent 100"}},
+		{"one too few", 7, true, 4, // the input and one token were granted
+			[]string{"budget threshold budget b percent 50", "budget excess tokens 4"}},
 		{"not handed", 7, false, 0, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -93,7 +95,7 @@ func TestExcessIsToldToObservers(t *testing.T) {
 				defer response.Release()
 				_, verdict, err := call.Response(response)
 				d := denial(t, err)
-				if cut := verdict == interceptors.Refuse && d != nil && d.Reason == interceptors.BudgetCut; cut != (test.events != nil) {
+				if cut := verdict == interceptors.Refuse && d != nil && d.Reason == interceptors.BudgetCut; cut != (len(test.events) > 1) {
 					t.Errorf("verdict %d, %v", verdict, err)
 				}
 			}
@@ -107,4 +109,50 @@ func TestExcessIsToldToObservers(t *testing.T) {
 			atRest(t, l)
 		})
 	}
+}
+
+// In a chain an inference waits for the shared store before it is handed on, and is
+// refused there if the store has too little.
+func TestTheChainWaitsForTheStore(t *testing.T) {
+	d, err := dialect.KServe(dialect.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t)
+	l := s.gateway(t, time.Minute, long, &configv1.Budget{Name: "b", Tokens: 10, Share: 10},
+		&configv1.Budget{Name: "rate", Requests: 3, Share: 1})
+	chain := interceptors.New([]*interceptors.Backend{{Name: "b", Dialect: d}}, l.Rates(), l.Tokens())
+	for n, want := range []interceptors.Reason{"", interceptors.BudgetExhausted, "", interceptors.RateExceeded} {
+		call, err := chain.Begin(context.Background(), interceptors.CallInfo{FullMethod: "/inference.GRPCInferenceService/ModelInfer"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := "one two three"
+		if n == 1 {
+			text = strings.Repeat("many ", 10)
+		}
+		request := envelope(field(field(nil, 1, []byte("m")), 5, tensor(text)))
+		i, err := call.Request(request)
+		if err == nil && !i.Ready() {
+			err = i.Wait(call.Context())
+		} else if n == 0 {
+			t.Error("the first did not wait")
+		}
+		request.Release()
+		refused := denial(t, err)
+		switch {
+		case want == "" && (refused != nil || !i.Hand()):
+			t.Errorf("inference %d: %v", n, refused)
+		case want != "" && (refused == nil || refused.Reason != want || i.Hand()):
+			t.Errorf("inference %d: %v, want %s", n, refused, want)
+		}
+		call.End(err)
+	}
+	for _, a := range l.Snapshot() {
+		if a.Budget == "b" && a.Spent != 6 {
+			t.Errorf("%+v, want 6 spent", a)
+		}
+	}
+	_ = l.Close() // and with it what is being fetched in the background
+	atRest(t, l)
 }

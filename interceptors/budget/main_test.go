@@ -2,6 +2,7 @@ package budget
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -12,7 +13,12 @@ import (
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if file := os.Getenv(crashFile); file != "" {
+		os.Exit(spendUntilKilled(file))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	perTrustDomain = configv1.BudgetKey_BUDGET_KEY_TRUST_DOMAIN
@@ -33,7 +39,7 @@ func ledger(t testing.TB, budgets ...*configv1.Budget) *Ledger {
 // caller is a call by a principal of a tenant of the trust domain "example.org".
 func caller(tenant, principal string) *interceptors.Call {
 	return &interceptors.Call{
-		CallInfo:  interceptors.CallInfo{Peer: interceptors.Peer{ID: spiffeid.RequireFromString("spiffe://example.org/" + principal)}},
+		ID:        spiffeid.RequireFromString("spiffe://example.org/" + principal),
 		Method:    &dialect.Method{Kind: dialect.Inference},
 		Principal: principal,
 		Tenant:    tenant,
@@ -91,11 +97,9 @@ func atRest(t testing.TB, l *Ledger) {
 			t.Errorf("left behind: %+v", a)
 		}
 	}
-	for n := range l.shards {
-		for k, a := range l.shards[n].accounts {
-			if pins := a.pins.Load(); pins != 0 {
-				t.Errorf("%+v has %d pins left", k, pins)
-			}
+	l.table.all(func(a *account) {
+		if pins := a.pins.Load(); pins != 1 { // ours
+			t.Errorf("%+v has %d pins left", a.key, pins-1)
 		}
-	}
+	})
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,6 +38,9 @@ const DefaultMaxMessageBytes = 16 << 20
 
 // Options are what a configuration file cannot hold.
 type Options struct {
+	// Context ends the wait for an identity, at the start and in a reload; nil means
+	// that only the configuration's timeout does.
+	Context context.Context
 	// Logger gets the log; nil means slog.Default.
 	Logger *slog.Logger
 	// Telemetry are the options of the telemetry policy: tracer, meter and so on.
@@ -59,11 +63,20 @@ type Guard struct {
 	log      *slog.Logger
 	source   *identity.Source
 	holders  *atomic.Int32 // guards that share source; nil if it is not ours to close
+	replaces *identity.Source
+	flight   *flight
 	backends []*interceptors.Backend
 	identity *identity.Policy
 	inspect  *inspect.Policy
 	ledger   *budget.Ledger
 	pools    *admit.Policy
+}
+
+// flight are the calls in flight of all guards that follow one another.
+type flight struct {
+	live    interceptors.Live
+	watch   *identity.Watch
+	holders atomic.Int32 // guards
 }
 
 // Load reads a file and builds what it says. An error names the file, the line
@@ -83,8 +96,10 @@ func Load(file string, o Options) (*Guard, error) {
 // Build makes a chain of a configuration. Parts that the configuration before
 // has just the same are taken over from its guard, so that a reload loses no
 // account, no permit and no identity; a part that changed begins anew. before
-// may be nil. The guard before stays valid until it is closed. An error begins
-// with the field that is at fault.
+// may be nil. The guard before stays valid until it is closed, and calls in
+// flight are judged by its rules until the new one is told to Enforce its own;
+// without a guard before they are in force at once. An error begins with the
+// field that is at fault.
 func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	if before == nil {
 		before = &Guard{config: new(configv1.Config)}
@@ -93,18 +108,28 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := g.openLedger(); err != nil {
+		return nil, err
+	}
 	switch {
 	case o.Source != nil:
 		g.source = o.Source
 	case before.source != nil && sameSource(cfg.GetIdentity(), before.config.GetIdentity()):
 		g.source, g.holders = before.source, before.holders
 	default:
-		g.source, err = identity.Open(cfg.GetIdentity(), func(err error) {
+		ctx := o.Context
+		if ctx == nil {
+			ctx = context.Background()
+		}
+		g.source, err = identity.Open(ctx, cfg.GetIdentity(), func(err error) {
 			if err != nil {
-				g.log.Error("identity files could not be read again; the last good identity stays", "error", err)
+				g.log.Error("the identity was not renewed; the last good one stays", "error", err)
+			} else {
+				g.log.Info("the identity was renewed")
 			}
 		})
 		if err != nil {
+			g.closeLedger()
 			return nil, err
 		}
 		g.holders = new(atomic.Int32)
@@ -112,9 +137,35 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	if g.holders != nil {
 		g.holders.Add(1)
 	}
-	g.Chain = interceptors.New(slices.Concat(g.backends, o.Own), g.policies(o)...)
+	g.replaces, g.flight = before.source, before.flight
+	if g.flight == nil {
+		g.flight = new(flight)
+		g.flight.watch = identity.NewWatch(&g.flight.live)
+	}
+	g.flight.holders.Add(1)
+	g.identity.Use(g.source, g.flight.watch)
+	g.Chain = g.flight.live.Chain(slices.Concat(g.backends, o.Own), g.policies(o)...)
+	if before.flight == nil {
+		g.Enforce()
+	}
+	if before.ledger != nil {
+		before.ledger.Retire(g.ledger)
+	}
 	return g, nil
 }
+
+// Enforce has calls and connections that began under a guard before judged by
+// the rules, the identity and the trust bundles of this one: at once, and again
+// every identity.recheck. It does not wait.
+func (g *Guard) Enforce() {
+	if g.replaces != nil {
+		g.source.Replace(g.replaces)
+	}
+	g.flight.watch.Enforce(g.identity)
+}
+
+// Live are the calls in flight, also those that began under a guard before.
+func (g *Guard) Live() *interceptors.Live { return &g.flight.live }
 
 // Check compiles every part of a configuration without opening anything: no
 // identity is read, nothing is dialed. An error begins with the field that is
@@ -157,10 +208,17 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 			return nil, err
 		}
 	}
-	if sameList(cfg.GetBudgets(), before.config.GetBudgets()) && before.ledger != nil {
-		g.ledger = before.ledger
-	} else if len(cfg.GetBudgets()) > 0 {
-		if g.ledger, err = budget.New(cfg.GetBudgets()); err != nil {
+	if len(cfg.GetBudgets()) > 0 {
+		books := before.ledger
+		if !proto.Equal(cfg.GetBudgetStore(), before.config.GetBudgetStore()) {
+			books = nil // they are kept elsewhere
+		}
+		g.ledger, err = budget.New(cfg.GetBudgets(), budget.WithPrices(cfg.GetPrices()),
+			budget.WithPermits(permits(cfg.GetPools())), budget.WithBefore(books))
+		if err == nil && cfg.GetBudgetStore().GetRedis() != nil {
+			err = g.ledger.CanShare()
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -172,6 +230,22 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 		}
 	}
 	return g, nil
+}
+
+// permits is how many permits an inference of a model holds; 1 if it is in no pool.
+func permits(pools []*configv1.Pool) func(model string) int64 {
+	weights := make(map[string]int64)
+	for _, p := range pools {
+		for _, m := range p.GetModels() {
+			weights[m.GetModel()] = max(1, int64(m.GetWeight()))
+		}
+	}
+	return func(model string) int64 {
+		if w, ok := weights[model]; ok {
+			return w
+		}
+		return max(1, weights["*"])
+	}
 }
 
 // served are the methods that a gateway serves itself: rules may name them
@@ -247,8 +321,38 @@ func (g *Guard) policies(o Options) []interceptors.Policy {
 
 // Close gives back what the guard opened. Calls on its chain must have ended.
 func (g *Guard) Close() {
+	g.closeLedger()
+	if g.flight.holders.Add(-1) == 0 {
+		g.flight.watch.Close()
+	}
 	if g.holders != nil && g.holders.Add(-1) == 0 {
 		_ = g.source.Close()
+	}
+}
+
+// openLedger opens the store of the budgets, if they have one.
+func (g *Guard) openLedger() error {
+	switch store := g.config.GetBudgetStore().GetStore().(type) {
+	case nil:
+		return nil
+	case *configv1.BudgetStore_File:
+		if g.ledger != nil {
+			return g.ledger.Open(store.File)
+		}
+	case *configv1.BudgetStore_Redis:
+		if g.ledger != nil {
+			return g.ledger.Share(store.Redis)
+		}
+	}
+	return nil
+}
+
+func (g *Guard) closeLedger() {
+	if g.ledger == nil {
+		return
+	}
+	if err := g.ledger.Close(); err != nil {
+		g.log.Error("the budgets could not be written to their file; the blocks in use will count as spent", "error", err)
 	}
 }
 
@@ -275,10 +379,16 @@ func (g *Guard) MaxMessageBytes() int {
 	return DefaultMaxMessageBytes
 }
 
+// Ready is nil if calls can be taken; else it says why not. It is cheap.
+func (g *Guard) Ready() error { return g.source.Ready() }
+
 // ServerCredentials are what our listener proves and asks for.
 func (g *Guard) ServerCredentials() credentials.TransportCredentials {
-	if g.source.Insecure() {
+	switch c := g.config.GetIdentity(); {
+	case g.source.Insecure() || c.GetPlaintextListener():
 		return insecure.NewCredentials()
+	case c.GetClientCertificate() == configv1.ClientCertificate_CLIENT_CERTIFICATE_OPTIONAL:
+		return identity.OptionalServerCredentials(g.source, g.refusedHandshake)
 	}
 	return identity.ServerCredentials(g.source, g.refusedHandshake)
 }
@@ -299,11 +409,11 @@ func (g *Guard) BackendCredentials(b *configv1.Backend) (credentials.TransportCr
 	case b.GetSpiffeId() == "":
 		return identity.ClientCredentials(g.source, spiffeid.MatchMemberOf(g.source.TrustDomain()), g.refusedHandshake), nil
 	}
-	id, err := spiffeid.FromString(b.GetSpiffeId())
+	expected, err := identity.Matcher(b.GetSpiffeId())
 	if err != nil {
 		return nil, fmt.Errorf("spiffe_id: %w", err)
 	}
-	return identity.ClientCredentials(g.source, spiffeid.MatchID(id), g.refusedHandshake), nil
+	return identity.ClientCredentials(g.source, expected, g.refusedHandshake), nil
 }
 
 // ServerOptions guard a grpc-go server: credentials, the limit on messages, the
@@ -352,8 +462,8 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 			return nil, fmt.Errorf("backends[%d].%w", n, err)
 		}
 		if id := b.GetSpiffeId(); id != "" {
-			if _, err := spiffeid.FromString(id); err != nil {
-				return nil, fmt.Errorf("backends[%d].spiffe_id: %q is no SPIFFE ID: %w", n, id, err)
+			if _, err := identity.Matcher(id); err != nil {
+				return nil, fmt.Errorf("backends[%d].spiffe_id: %w", n, err)
 			}
 		}
 		out = append(out, &interceptors.Backend{
@@ -468,10 +578,12 @@ func sameList[M proto.Message](a, b []M) bool {
 
 // sameSource compares where an identity comes from, not what is done with it.
 func sameSource(a, b *configv1.Identity) bool {
-	strip := func(c *configv1.Identity) *configv1.Identity {
-		c = proto.CloneOf(c)
-		c.Rules, c.Tenant = nil, ""
-		return c
+	only := func(c *configv1.Identity) *configv1.Identity {
+		out := &configv1.Identity{Source: c.GetSource()}
+		if c.GetWorkloadApi() != nil && c.GetJwt() != nil {
+			out.Jwt = new(configv1.JWTIdentity) // the API is asked for keys only then
+		}
+		return out
 	}
-	return proto.Equal(strip(a), strip(b))
+	return proto.Equal(only(a), only(b))
 }

@@ -31,21 +31,26 @@ func Read(file string) (*configv1.Config, error) {
 }
 
 // Parse is Read of a text; name stands for the file in errors.
-func Parse(name string, text []byte) (cfg *configv1.Config, err error) {
-	// protoyaml loses count where a line ends in something else than a newline.
-	defer func() {
-		if recover() != nil {
-			cfg, err = nil, fmt.Errorf("%s: it cannot be read as YAML; look for line breaks that are no newlines", name)
-		}
-	}()
-	if err := unambiguous(name, text); err != nil {
-		return nil, err
-	}
-	cfg = new(configv1.Config)
-	if err := (protoyaml.UnmarshalOptions{Path: name, Validator: validator{}}).Unmarshal(text, cfg); err != nil {
+func Parse(name string, text []byte) (*configv1.Config, error) {
+	cfg := new(configv1.Config)
+	if err := unmarshal(name, text, cfg); err != nil {
 		return nil, err
 	}
 	return cfg, nil
+}
+
+// unmarshal reads YAML that is about to be relied on.
+func unmarshal(name string, text []byte, m proto.Message) (err error) {
+	// protoyaml loses count where a line ends in something else than a newline.
+	defer func() {
+		if recover() != nil {
+			err = fmt.Errorf("%s: it cannot be read as YAML; look for line breaks that are no newlines", name)
+		}
+	}()
+	if err := unambiguous(name, text); err != nil {
+		return err
+	}
+	return protoyaml.UnmarshalOptions{Path: name, Validator: validator{}}.Unmarshal(text, m)
 }
 
 // validator is protovalidate as protoyaml wants it, without options.
@@ -64,9 +69,21 @@ func resolve(cfg *configv1.Config, dir string) {
 		at(&f.Certificate)
 		at(&f.Key)
 		at(&f.Bundle)
+		at(&f.JwtBundle)
+		for _, other := range f.GetFederated() {
+			at(&other.Bundle)
+			at(&other.JwtBundle)
+		}
 	}
 	if d := cfg.GetIdentity().GetDevelopment(); d != nil {
 		at(&d.Directory)
+	}
+	switch store := cfg.GetBudgetStore().GetStore().(type) {
+	case *configv1.BudgetStore_File:
+		at(&store.File)
+	case *configv1.BudgetStore_Redis:
+		at(&store.Redis.PasswordFile)
+		at(&store.Redis.CaFile)
 	}
 	for n := range cfg.GetInspect().GetRuleFiles() {
 		at(&cfg.Inspect.RuleFiles[n])

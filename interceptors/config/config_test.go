@@ -139,7 +139,7 @@ func TestErrorsNameFileLineAndField(t *testing.T) {
 		{"no methods", "    methods: [inference, health]\n", "    methods: []\n", ":7:14 identity.rules[0].methods: must contain at least 1 item"},
 		{"listener without an address", `"127.0.0.1:0"`, `""`, ":1:21 listener.address: must be at least 1 characters"},
 		{"name of a back end", "name: gpu\n", "name: Big GPU\n", ":14:9 backends[0].name: does not match"},
-		{"both amounts", "  tokens: 10\n", "  tokens: 10\n  requests: 1\n", ":36:3 budgets[0]: set tokens or requests, not both and not neither"},
+		{"both amounts", "  tokens: 10\n", "  tokens: 10\n  requests: 1\n", ":36:3 budgets[0]: set one of tokens, requests, money_micros and gpu_seconds"},
 		{"negative window", "3600s", "-1s", ":39:11 budgets[0].window: must be greater than or equal to 0s"},
 		{"no capacity", "capacity: 2", "capacity: 0", ":42:13 pools[0].capacity: must be greater than 0"},
 

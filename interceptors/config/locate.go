@@ -33,13 +33,7 @@ func Locate(file string, err error) error {
 	if text, failed := os.ReadFile(file); failed != nil || yaml.Unmarshal(text, &doc) != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	var found *yaml.Node
-	for at, steps := &doc, step.FindAllString(fieldPath.FindString(err.Error()), -1); len(steps) > 0; steps = steps[1:] {
-		if at = child(at, steps[0]); at == nil {
-			break // the field is not set; what should hold it is
-		}
-		found = at
-	}
+	found := find(&doc, fieldPath.FindString(err.Error()))
 	if found == nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
@@ -49,6 +43,18 @@ func Locate(file string, err error) error {
 		line, column = line+n, 1
 	}
 	return fmt.Errorf("%s:%d:%d %w", file, line, column, err)
+}
+
+// find is the node of a field; where the field is not set, of what should hold
+// it; nil if there is none.
+func find(doc *yaml.Node, path string) (found *yaml.Node) {
+	for at, steps := doc, step.FindAllString(path, -1); len(steps) > 0; steps = steps[1:] {
+		if at = child(at, steps[0]); at == nil {
+			break
+		}
+		found = at
+	}
+	return found
 }
 
 // child is a field of a message, or an element of a list, by its index.

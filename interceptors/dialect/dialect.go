@@ -49,6 +49,11 @@ type Method struct {
 	Request, Response *fields.Program
 	// RequestType and ResponseType are the full names of its messages.
 	RequestType, ResponseType string
+	// NamesModel says that requests can name a model. One that does not then means
+	// whichever the model server takes, or all.
+	NamesModel bool
+	// ListsModels says that responses can list models.
+	ListsModels bool
 	// Multiplexed says that one stream carries many inferences, told apart by
 	// their ids. Otherwise a call is one inference, and later messages extend it.
 	Multiplexed bool

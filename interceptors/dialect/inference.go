@@ -240,6 +240,8 @@ func (d *Dialect) add(set *descriptorpb.FileDescriptorSet, o Options,
 					return false
 				}
 				d.Methods[m.Name] = m
+				m.NamesModel = m.Request.Reports(fields.Model)
+				m.ListsModels = m.Response.Reports(fields.ListedModel)
 				names(md.Input(), known)
 				names(md.Output(), known)
 			}

@@ -37,8 +37,14 @@ func (m *Method) ReadRequest(msg *fields.Message) (Request, error) {
 		}
 		switch f.Role {
 		case fields.Model:
+			if r.ModelField >= 0 && err == nil && r.Model != string(msg.Bytes(f)) {
+				err = several(msg.Path(f))
+			}
 			r.Model, r.ModelField = string(msg.Bytes(f)), n
 		case fields.ModelVersion:
+			if r.Version != "" && err == nil && r.Version != string(msg.Bytes(f)) {
+				err = several(msg.Path(f))
+			}
 			r.Version = string(msg.Bytes(f))
 		case fields.RequestID:
 			r.ID, r.IDField = string(msg.Bytes(f)), n
@@ -58,6 +64,12 @@ func (m *Method) ReadRequest(msg *fields.Message) (Request, error) {
 		r.MaxTokens = min(r.MaxTokens, math.MaxInt32) * min(r.choices, math.MaxInt32)
 	}
 	return r, err
+}
+
+// several refuses a message that names more than one model: only one would be
+// judged.
+func several(path string) error {
+	return &fields.Error{Kind: fields.Ambiguous, Path: path, What: "the message names several models or versions; send one message for each"}
 }
 
 // parameter reads a parameter of the message itself; those of tensors and

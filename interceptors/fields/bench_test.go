@@ -94,13 +94,14 @@ func BenchmarkScan(b *testing.B) {
 }
 
 // chunk is a message of a stream as Triton sends it.
-func chunk() []byte {
+func chunk(id, words string, last bool) []byte {
 	text := lengthDelimited(nil, 1, []byte("model"))
-	text = lengthDelimited(text, 3, []byte("id-1"))
-	text = lengthDelimited(text, 4, append(lengthDelimited(nil, 1, []byte("triton_final_response")), 2<<3|2, 2, 1<<3, 0))
+	text = lengthDelimited(text, 3, []byte(id))
+	final := []byte{2<<3 | 2, 2, 1 << 3, byte(protowire.EncodeBool(last))}
+	text = lengthDelimited(text, 4, append(lengthDelimited(nil, 1, []byte("triton_final_response")), final...))
 	out := lengthDelimited(lengthDelimited(nil, 1, []byte("text_output")), 2, []byte("BYTES"))
 	text = lengthDelimited(text, 5, lengthDelimited(out, 3, []byte{1}))
-	text = lengthDelimited(text, 6, rawStrings(1, " and some words "))
+	text = lengthDelimited(text, 6, rawStrings(1, words))
 	return lengthDelimited(nil, 2, text)
 }
 
@@ -108,20 +109,33 @@ func lengthDelimited(b []byte, num protowire.Number, v []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, num, protowire.BytesType), v)
 }
 
-// BenchmarkScanChunk is the price of each message of a token stream.
+// BenchmarkScanChunk is the price of each message of a token stream, of which the
+// one before is known or not.
 func BenchmarkScanChunk(b *testing.B) {
 	p, err := Compile(inference("ModelStreamInferResponse"), Options{Text: Output})
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := pieces(chunk(), math.MaxInt)
-	var m Message
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := p.Scan(&m, s); err != nil {
-			b.Fatal(err)
-		}
-		m.Release()
+	chunks := []mem.BufferSlice{one(chunk("id-1", " and some words ", false)), one(chunk("id-1", " and some more ", false))}
+	for _, known := range []bool{false, true} {
+		b.Run(fmt.Sprintf("known=%t", known), func(b *testing.B) {
+			var (
+				m Message
+				n int
+			)
+			b.ReportAllocs()
+			for b.Loop() {
+				if n++; known {
+					err = p.ScanNext(&m, chunks[n&1])
+				} else {
+					err = p.Scan(&m, chunks[n&1])
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				m.Release()
+			}
+		})
 	}
 }
 

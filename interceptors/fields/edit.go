@@ -79,6 +79,44 @@ func (m *Message) Delete(f *Field) {
 	m.edited, m.clone = true, nil
 }
 
+// Prune takes out the elements of lists of models that keep does not want: those
+// of repeated messages with a [ListedModel]. It is given the names of the model
+// and the version, "" for one that the element lacks. What is in an element that
+// is taken out is shadowed.
+func (m *Message) Prune(keep func(model, version string) bool) {
+	type entry struct{ model, version string }
+	entries := make(map[int32]entry)
+	for i := range m.Fields {
+		f := &m.Fields[i]
+		e := entries[f.node]
+		switch {
+		case f.Shadowed:
+			continue
+		case f.Role == ListedModel:
+			e.model = string(m.Bytes(f))
+		case f.Role == ListedVersion:
+			e.version = string(m.Bytes(f))
+		default:
+			continue
+		}
+		entries[f.node] = e
+	}
+	pruned := false
+	for i := range m.nodes {
+		n := &m.nodes[i]
+		if n.f == nil || n.f.sub == nil || !n.f.sub.lists || n.dead {
+			continue
+		}
+		if e := entries[int32(i)]; !keep(e.model, e.version) {
+			n.dead, pruned = true, true
+		}
+	}
+	if pruned {
+		m.killed, m.edited, m.clone = true, true, nil
+		m.bury()
+	}
+}
+
 // Append adds fields, encoded, at the end of the message. They are not among
 // Fields. Append copies encoded.
 func (m *Message) Append(encoded []byte) {
@@ -247,7 +285,7 @@ func (m *Message) Typed() proto.Message {
 	for i := range m.nodes {
 		n := &m.nodes[i]
 		n.done = false
-		if n.dead && !m.nodes[n.parent].dead {
+		if n.dead && n.f.isMap && !m.nodes[n.parent].dead {
 			in := m.locate(root, n.parent)
 			in.Mutable(own(in, n.f)).Map().Clear(m.mapKey(n))
 		}
@@ -257,6 +295,12 @@ func (m *Message) Typed() proto.Message {
 	for i := len(m.Fields) - 1; i >= 0; i-- {
 		if f := &m.Fields[i]; (f.set > 0 || f.gone) && !m.nodes[f.node].dead {
 			m.apply(root, f)
+		}
+	}
+	for i := len(m.nodes) - 1; i > 0; i-- {
+		if n := &m.nodes[i]; n.dead && n.f.list && !m.nodes[n.parent].dead {
+			in := m.locate(root, n.parent)
+			removeAt(in.Mutable(own(in, n.f)).List(), int(n.off))
 		}
 	}
 	if len(m.appended) > 0 {
@@ -321,10 +365,7 @@ func (m *Message) apply(root protoreflect.Message, f *Field) {
 			l.Set(int(f.value.off), m.protoValue(f))
 			return
 		}
-		for i := int(f.value.off) + 1; i < l.Len(); i++ {
-			l.Set(i-1, l.Get(i))
-		}
-		l.Truncate(l.Len() - 1)
+		removeAt(l, int(f.value.off))
 	default:
 		in := m.locate(root, f.node)
 		if fd := own(in, f.f); f.gone {
@@ -333,6 +374,14 @@ func (m *Message) apply(root protoreflect.Message, f *Field) {
 			in.Set(fd, m.protoValue(f))
 		}
 	}
+}
+
+// removeAt takes the i-th element out of a list.
+func removeAt(l protoreflect.List, i int) {
+	for i++; i < l.Len(); i++ {
+		l.Set(i-1, l.Get(i))
+	}
+	l.Truncate(l.Len() - 1)
 }
 
 // rawEntry is a raw entry with its elements as they are to be.

@@ -35,6 +35,8 @@ const (
 	OutputTokensTotal = fieldsv1.Role_ROLE_OUTPUT_TOKENS_TOTAL
 	Final             = fieldsv1.Role_ROLE_FINAL
 	Opaque            = fieldsv1.Role_ROLE_OPAQUE
+	ListedModel       = fieldsv1.Role_ROLE_LISTED_MODEL
+	ListedVersion     = fieldsv1.Role_ROLE_LISTED_VERSION
 )
 
 // IsText reports whether inspection reads fields of this role as text that a

@@ -48,6 +48,7 @@ type Message struct {
 	left    int  // what MaxFields leaves
 	killed  bool // some node is dead
 	names   map[string]string
+	shape   *shape // of the message before, if one comes after the other
 
 	edited   bool
 	values   [][]byte // that were set
@@ -173,12 +174,22 @@ func (m *Message) reset(p *Program) {
 	if m.prog != nil || m.Edited() {
 		m.Release()
 	}
+	if m.shape != nil && m.shape.held {
+		m.shape.held = false
+		m.clear()
+	}
 	m.prog, m.left = p, p.opts.MaxFields
 }
 
 // Release drops what the message refers to: buffers, which it does not free,
 // or the Go message. What was read from it is not to be used any more.
 func (m *Message) Release() {
+	if m.shape == nil || !m.shape.release(m) {
+		m.clear()
+	}
+}
+
+func (m *Message) clear() {
 	clear(m.Fields)
 	clear(m.Tensors)
 	clear(m.nodes)

@@ -48,9 +48,10 @@ type Options struct {
 
 // Program reads messages of one type. It is safe for concurrent use.
 type Program struct {
-	desc protoreflect.MessageDescriptor
-	opts Options
-	root *table
+	desc  protoreflect.MessageDescriptor
+	opts  Options
+	root  *table
+	roles map[Role]bool
 }
 
 // Descriptor is the message type that the program was compiled from.
@@ -58,6 +59,9 @@ func (p *Program) Descriptor() protoreflect.MessageDescriptor { return p.desc }
 
 // Strict reports whether the program refuses ambiguous messages.
 func (p *Program) Strict() bool { return p.opts.Strict }
+
+// Reports tells whether a message can have fields of the role.
+func (p *Program) Reports(r Role) bool { return p.roles[r] }
 
 // table is a message type in one place of the program: its fields by number.
 type table struct {
@@ -67,6 +71,7 @@ type table struct {
 	high  map[protowire.Number]*field
 	all   []*field // in ascending order of number
 	slots int      // singular fields and oneofs
+	lists bool     // it has a field with ROLE_LISTED_MODEL
 }
 
 func (t *table) field(n protowire.Number) *field {
@@ -82,6 +87,7 @@ type place uint8
 
 const (
 	plain     place = iota
+	item            // element of any other repeated field
 	tensor          // element of a field with ROLE_TENSOR
 	requested       // element of a field with ROLE_REQUESTED_OUTPUT
 	contents        // value of a field with ROLE_TENSOR_CONTENTS
@@ -201,7 +207,13 @@ func Compile(md protoreflect.MessageDescriptor, opts Options) (*Program, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &Program{desc: md, opts: opts, root: root}, nil
+	p := &Program{desc: md, opts: opts, root: root, roles: make(map[Role]bool)}
+	for _, t := range c.done {
+		for _, f := range t.all {
+			p.roles[f.role] = true
+		}
+	}
+	return p, nil
 }
 
 // site is a message type in its place, with the role that the map around it
@@ -257,6 +269,7 @@ func (c *compiler) message(md protoreflect.MessageDescriptor, pl place, inherit 
 			}
 			*only.seen = fd
 		}
+		t.lists = t.lists || f.role == ListedModel
 		t.all = append(t.all, f)
 		if int(f.num) < len(t.low) {
 			t.low[f.num] = f
@@ -299,6 +312,9 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 	case f.kind == protoreflect.MessageKind:
 		f.form = formMessage
 		sub := plain
+		if f.list {
+			sub = item
+		}
 		switch given {
 		case fieldsv1.Role_ROLE_TENSOR:
 			sub = tensor
@@ -322,6 +338,8 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 	switch {
 	case given == fieldsv1.Role_ROLE_TENSOR_NAME, given == Identifier && pl == requested && !f.list:
 		f.role, f.use = Identifier, useName
+	case (given == ListedModel || given == ListedVersion) && pl != item:
+		f.role = Identifier // of one model, not of a list
 	case given == fieldsv1.Role_ROLE_TENSOR_DATATYPE:
 		f.role, f.use = Identifier, useDatatype
 	case given == fieldsv1.Role_ROLE_TENSOR_SHAPE:
@@ -412,6 +430,8 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 	case Model, ModelVersion, RequestID:
 		// Lists of models are names to show (ModelMetadata), not the model in use.
 		return need(str, "a string field")
+	case ListedModel, ListedVersion:
+		return need(str && one, "a single string field")
 	case SequenceID:
 		return need(one && (str || integer), "a single string or integer field")
 	case MaxTokens, InputTokens, OutputTokens, OutputTokensTotal:
@@ -421,7 +441,7 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 	case Opaque:
 		return need(kind == protoreflect.BytesKind, "a bytes field")
 	case fieldsv1.Role_ROLE_TENSOR, fieldsv1.Role_ROLE_REQUESTED_OUTPUT:
-		return need(message && !one && pl == plain, "a repeated message field, outside of a tensor")
+		return need(message && !one && pl <= item, "a repeated message field, outside of a tensor")
 	case fieldsv1.Role_ROLE_TENSOR_NAME:
 		return need(str && one && (pl == tensor || pl == requested), "a single string field in a tensor or requested output")
 	case fieldsv1.Role_ROLE_TENSOR_DATATYPE:
@@ -431,7 +451,7 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 	case fieldsv1.Role_ROLE_TENSOR_CONTENTS:
 		return need(message && one && pl == tensor && fd.ContainingOneof() == nil, "a single message field in a tensor")
 	case fieldsv1.Role_ROLE_TENSOR_RAW:
-		return need(kind == protoreflect.BytesKind && !one && pl == plain, "a repeated bytes field beside the tensors")
+		return need(kind == protoreflect.BytesKind && !one && pl <= item, "a repeated bytes field beside the tensors")
 	}
 	return "it is not a role for a field"
 }

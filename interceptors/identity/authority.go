@@ -1,11 +1,15 @@
 package identity
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -39,6 +44,8 @@ type Authority struct {
 	trustDomain spiffeid.TrustDomain
 	key         *ecdsa.PrivateKey
 	certificate *x509.Certificate
+	jwtKey      *ecdsa.PrivateKey
+	jwtKeyID    string
 }
 
 // NewAuthority makes an authority with a new key (ECDSA P-256, which every TLS
@@ -66,7 +73,11 @@ func NewAuthority(trustDomain spiffeid.TrustDomain) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Authority{trustDomain, key, certificate}, nil
+	jwtKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return &Authority{trustDomain, key, certificate, jwtKey, rand.Text()}, nil
 }
 
 // TrustDomain is the trust domain that it issues for.
@@ -98,9 +109,13 @@ func (a *Authority) Issue(path string, ttl time.Duration, hosts ...string) (*x50
 		return nil, err
 	}
 	now := time.Now()
+	skew := clockSkew
+	if ttl > 0 { // or a short one would seem to have lived for most of its life already
+		skew = min(skew, ttl/4)
+	}
 	template := &x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"Sluice development"}},
-		NotBefore:             now.Add(-clockSkew),
+		NotBefore:             now.Add(-skew),
 		NotAfter:              now.Add(ttl),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -122,6 +137,52 @@ func (a *Authority) Issue(path string, ttl time.Duration, hosts ...string) (*x50
 		return nil, err
 	}
 	return &x509svid.SVID{ID: id, Certificates: []*x509.Certificate{certificate}, PrivateKey: key}, nil
+}
+
+// JWTBundle is what those who trust the authority's JWT-SVIDs need.
+func (a *Authority) JWTBundle() *jwtbundle.Bundle {
+	return jwtbundle.FromJWTAuthorities(a.trustDomain, map[string]crypto.PublicKey{a.jwtKeyID: a.jwtKey.Public()})
+}
+
+// jwtLife is the default life of a JWT-SVID. Chosen: who sees one can use it, so
+// that it should not work for long; SPIRE has the same.
+const jwtLife = 5 * time.Minute
+
+// IssueJWT makes a JWT-SVID (ES256) for the SPIFFE ID with this path, for at
+// least one audience. It is valid for ttl, or 5 min if that is zero.
+func (a *Authority) IssueJWT(path string, audience []string, ttl time.Duration) (string, error) {
+	id, err := spiffeid.FromPath(a.trustDomain, path)
+	if err != nil {
+		return "", fmt.Errorf("%q is no path of a SPIFFE ID: %w", path, err)
+	}
+	if path == "" || len(audience) == 0 {
+		return "", errors.New("a JWT-SVID needs a SPIFFE ID with a path, such as /client, and an audience")
+	}
+	if ttl == 0 {
+		ttl = jwtLife
+	}
+	now := time.Now()
+	header, err := json.Marshal(map[string]string{"alg": "ES256", "typ": "JWT", "kid": a.jwtKeyID})
+	if err != nil {
+		return "", err
+	}
+	claims, err := json.Marshal(map[string]any{
+		"sub": id.String(), "aud": audience, "iat": now.Unix(), "exp": now.Add(ttl).Unix(),
+	})
+	if err != nil {
+		return "", err
+	}
+	encode := base64.RawURLEncoding.EncodeToString
+	text := encode(header) + "." + encode(claims)
+	digest := sha256.Sum256([]byte(text))
+	r, s, err := ecdsa.Sign(rand.Reader, a.jwtKey, digest[:])
+	if err != nil {
+		return "", err
+	}
+	var signature [64]byte // RFC 7518, section 3.4: r and s, 32 bytes each
+	r.FillBytes(signature[:32])
+	s.FillBytes(signature[32:])
+	return text + "." + encode(signature[:]), nil
 }
 
 func sign(template, parent *x509.Certificate, key, parentKey *ecdsa.PrivateKey) (*x509.Certificate, error) {

@@ -17,29 +17,19 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// AuthInfo is what a handshake proved. It is an interceptors.Verified.
-type AuthInfo struct {
-	credentials.TLSInfo
-	id      spiffeid.ID
-	expires time.Time
-}
-
-var _ interceptors.Verified = AuthInfo{}
-
-// SVID is the peer's SPIFFE ID, and when its certificate or one above it ends.
-func (a AuthInfo) SVID() (spiffeid.ID, time.Time) { return a.id, a.expires }
-
 // Refused is called for each handshake that fails, by many goroutines at once.
 // The reason is IDENTITY_EXPIRED, IDENTITY_UNTRUSTED, or IDENTITY_MISSING if the
 // handshake ended before the peer showed a certificate: it has none, does not
-// speak TLS 1.3 or went away. The error is for the log; it may quote the peer's
+// speak TLS 1.3 or went away; POLICY_UNAVAILABLE if we have no valid identity
+// ourselves. The error is for the log; it may quote the peer's
 // certificate and must not become a metric's label.
 type Refused func(reason interceptors.Reason, err error)
 
 // ServerCredentials are for servers. The peer must prove an X.509-SVID of our
-// trust domain: TLS 1.3, HTTP/2, no resumption. The connection's AuthInfo is
-// then an AuthInfo. Whether its SVID has expired since, and what it may do, is
-// the Policy's to decide for each call. Refused may be nil.
+// trust domain or of a federated one: TLS 1.3, HTTP/2, no resumption. The
+// connection's AuthInfo is then an AuthInfo. Whether its SVID has expired since,
+// and what it may do, is the Policy's to decide for each call; the connection is
+// drained before. Refused may be nil.
 //
 // If the configuration turned identity off these are plaintext credentials.
 func ServerCredentials(source *Source, refused Refused) credentials.TransportCredentials {
@@ -49,9 +39,20 @@ func ServerCredentials(source *Source, refused Refused) credentials.TransportCre
 	return &transport{source: source, expected: spiffeid.MatchAny(), refused: refused}
 }
 
+// OptionalServerCredentials are like ServerCredentials, but a peer that shows no
+// certificate at all connects too. Its connection has no AuthInfo, only a
+// credentials.TLSInfo, and so no identity.
+func OptionalServerCredentials(source *Source, refused Refused) credentials.TransportCredentials {
+	if source.Insecure() {
+		return insecure.NewCredentials()
+	}
+	return &transport{source: source, expected: spiffeid.MatchAny(), optional: true, refused: refused}
+}
+
 // ClientCredentials are for clients. The server must prove an X.509-SVID of our
-// trust domain that the matcher expects; its host name does not matter. A nil
-// matcher expects nothing and refuses every server. Refused may be nil.
+// trust domain or of a federated one that the matcher expects; its host name does
+// not matter. A nil matcher expects nothing and refuses every server. The
+// connection is drained before its SVID or our own ends. Refused may be nil.
 //
 // If the configuration turned identity off every handshake fails: plaintext to
 // a server is a decision of its own.
@@ -62,30 +63,58 @@ func ClientCredentials(source *Source, expected spiffeid.Matcher, refused Refuse
 	return &transport{source: source, expected: expected, refused: refused}
 }
 
+// Matcher matches the SPIFFE IDs that a pattern stands for, as in the principals
+// of a rule.
+func Matcher(text string) (spiffeid.Matcher, error) {
+	p, err := parsePattern(text)
+	if err != nil {
+		return nil, err
+	}
+	return func(id spiffeid.ID) error {
+		if !p.match(id) {
+			return fmt.Errorf("%q is not expected here, only %s", id, text)
+		}
+		return nil
+	}, nil
+}
+
 // transport is TLS as SPIFFE uses it: both sides show an X.509-SVID, and a
 // name is a SPIFFE ID.
 type transport struct {
 	source   *Source
 	expected spiffeid.Matcher
+	optional bool // the client's certificate
 	refused  Refused
 }
 
 // handshake is the state of one handshake.
 type handshake struct {
 	*transport
-	seen    atomic.Bool // the peer showed a certificate
-	id      spiffeid.ID
-	expires time.Time
+	seen  atomic.Bool    // the peer showed a certificate
+	shown *x509svid.SVID // what we showed
+	proof *proof         // nil until the peer has proved who it is
 }
 
 func (t *transport) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	h := &handshake{transport: t}
-	return h.done(credentials.NewTLS(h.config()).ClientHandshake(ctx, authority, conn))
+	conn, info, err := h.done(credentials.NewTLS(h.config()).ClientHandshake(ctx, authority, conn))
+	if err != nil || h.proof == nil {
+		return conn, info, err
+	}
+	c := new(clientConnection)
+	c.keep(conn, h.proof, h.shown, c.goAway)
+	return c, info, nil
 }
 
 func (t *transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	h := &handshake{transport: t}
-	return h.done(credentials.NewTLS(h.config()).ServerHandshake(conn))
+	conn, info, err := h.done(credentials.NewTLS(h.config()).ServerHandshake(conn))
+	if err != nil || h.proof == nil {
+		return conn, info, err
+	}
+	c := new(serverConnection)
+	c.keep(conn, h.proof, nil, c.goAway)
+	return c, info, nil
 }
 
 func (t *transport) Info() credentials.ProtocolInfo {
@@ -102,6 +131,10 @@ func (t *transport) OverrideServerName(string) error { return nil }
 // not run in a resumed one. There is none anyway: the server gives out no
 // tickets, the client keeps no session.
 func (h *handshake) config() *tls.Config {
+	ask := tls.RequireAnyClientCert
+	if h.optional {
+		ask = tls.RequestClientCert
+	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -110,7 +143,7 @@ func (h *handshake) config() *tls.Config {
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return h.certificate()
 		},
-		ClientAuth:             tls.RequireAnyClientCert,
+		ClientAuth:             ask,
 		SessionTicketsDisabled: true,
 		InsecureSkipVerify:     true, //nolint:gosec // skips the host name; VerifyConnection verifies the SPIFFE ID
 		VerifyConnection:       h.verify,
@@ -122,6 +155,7 @@ func (h *handshake) certificate() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.shown = svid
 	out := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
 	for _, c := range svid.Certificates {
 		out.Certificate = append(out.Certificate, c.Raw)
@@ -131,7 +165,14 @@ func (h *handshake) certificate() (*tls.Certificate, error) {
 
 func (h *handshake) verify(state tls.ConnectionState) error {
 	h.seen.Store(len(state.PeerCertificates) > 0)
-	id, chains, err := x509svid.Verify(state.PeerCertificates, h.source)
+	if h.optional && len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	m := h.source.state()
+	if m == nil {
+		return errInsecure
+	}
+	id, chains, err := x509svid.Verify(state.PeerCertificates, m)
 	if err != nil {
 		return err
 	}
@@ -145,7 +186,8 @@ func (h *handshake) verify(state tls.ConnectionState) error {
 	if err := h.expected(id); err != nil {
 		return err
 	}
-	h.id, h.expires = id, end(chains)
+	h.proof = &proof{source: h.source, id: id, expires: end(chains), chain: state.PeerCertificates}
+	h.proof.verdict.Store(&verdict{generation: m.generation, bundle: m.x509[id.TrustDomain()]})
 	return nil
 }
 
@@ -167,8 +209,12 @@ func end(chains [][]*x509.Certificate) (last time.Time) {
 
 func (h *handshake) done(conn net.Conn, info credentials.AuthInfo, err error) (net.Conn, credentials.AuthInfo, error) {
 	if err == nil {
-		if t, ok := info.(credentials.TLSInfo); ok && !h.id.IsZero() {
-			return conn, AuthInfo{t, h.id, h.expires}, nil
+		t, ok := info.(credentials.TLSInfo)
+		switch {
+		case ok && h.proof != nil:
+			return conn, AuthInfo{t, h.proof}, nil
+		case ok && h.optional && len(t.State.PeerCertificates) == 0:
+			return conn, t, nil
 		}
 		_ = conn.Close()
 		err = errors.New("identity: the handshake proved no identity")
@@ -183,6 +229,8 @@ func (h *handshake) done(conn net.Conn, info credentials.AuthInfo, err error) (n
 func (h *handshake) reason(err error) interceptors.Reason {
 	var invalid x509.CertificateInvalidError
 	switch {
+	case errors.Is(err, errOwnExpired):
+		return interceptors.PolicyUnavailable
 	case !h.seen.Load():
 		return interceptors.IdentityMissing
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:

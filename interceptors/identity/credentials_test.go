@@ -141,7 +141,8 @@ func TestServerHandshake(t *testing.T) {
 	)
 	ours := newAuthority(t, testDomain)
 	sameName := newAuthority(t, testDomain)
-	other := newAuthority(t, spiffeid.RequireTrustDomainFromString("other.test"))
+	other := newAuthority(t, spiffeid.RequireTrustDomainFromString("stranger.test"))
+	federated := newAuthority(t, otherDomain)
 	td := testDomain.Name()
 	for _, c := range []struct {
 		name   string
@@ -152,7 +153,15 @@ func TestServerHandshake(t *testing.T) {
 		{"no certificate", showing(), missing},
 		{"another trust domain", showing(odd(t, other, func(*x509.Certificate) {})), untrusted},
 		{"another trust domain's authority with our name", showing(odd(t, sameName, func(*x509.Certificate) {})), untrusted},
-		{"our authority with another trust domain's name", showing(odd(t, ours, uri(url.URL{Scheme: "spiffe", Host: "other.test", Path: "/client"}))), untrusted},
+		{"our authority with another trust domain's name", showing(odd(t, ours, uri(url.URL{Scheme: "spiffe", Host: "stranger.test", Path: "/client"}))), untrusted},
+		{"our authority with a federated trust domain's name", showing(odd(t, ours, uri(url.URL{Scheme: "spiffe", Host: "other.test", Path: "/client"}))), untrusted},
+		{"a federated authority with our name", showing(odd(t, federated, uri(url.URL{Scheme: "spiffe", Host: td, Path: "/client"}))), untrusted},
+		{"a federated authority itself", showing(tls.Certificate{Certificate: [][]byte{federated.certificate.Raw}, PrivateKey: federated.key}), untrusted},
+		{"a federated trust domain, expired", showing(odd(t, federated, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) })), expired},
+		{"a federated trust domain, two URIs", showing(odd(t, federated, func(c *x509.Certificate) {
+			c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: td, Path: "/client"})
+		})), untrusted},
+		{"a federated trust domain, upper case", showing(odd(t, federated, uri(url.URL{Scheme: "spiffe", Host: "Other.test", Path: "/client"}))), untrusted},
 		{"expired", showing(odd(t, ours, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) })), expired},
 		{"not yet valid", showing(odd(t, ours, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })), expired},
 		{"CA as leaf", showing(odd(t, ours, func(c *x509.Certificate) { c.IsCA = true })), untrusted},
@@ -184,8 +193,20 @@ func TestServerHandshake(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var refused refusals
-			creds := ServerCredentials(newAuthoritySource(t, ours, "/gateway"), refused.add)
-			info, err, clientErr := serve(t, creds, dial(c.client))
+			source := newAuthoritySource(t, ours, "/gateway")
+			trust(t, source, ours, federated)
+			// Where a certificate is optional, one that is shown must be good all the same.
+			if len(c.client.Certificates) > 0 {
+				var again refusals
+				if info, err, _ := serve(t, OptionalServerCredentials(source, again.add), dial(c.client)); (err == nil) != (c.want == good) {
+					t.Errorf("optional: %v", err)
+				} else if _, ok := info.(interceptors.Verified); ok != (c.want == good) {
+					t.Errorf("optional: it proved %v", info)
+				} else if len(again.reasons) > 0 && again.reasons[0] != c.want {
+					t.Errorf("optional: refused as %v", again.reasons)
+				}
+			}
+			info, err, clientErr := serve(t, ServerCredentials(source, refused.add), dial(c.client))
 			if c.want == good {
 				if err != nil || clientErr != nil || len(refused.reasons) != 0 {
 					t.Fatalf("server: %v; client: %v; refusals: %v", err, clientErr, refused.reasons)
@@ -206,6 +227,83 @@ func TestServerHandshake(t *testing.T) {
 				t.Errorf("the client is told %q, not what it lacks", clientErr)
 			}
 		})
+	}
+}
+
+// A federated trust domain's members are known by their own names.
+func TestServerHandshakeFederated(t *testing.T) {
+	ours, other := newAuthority(t, testDomain), newAuthority(t, otherDomain)
+	source := newAuthoritySource(t, ours, "/gateway")
+	client := showing(odd(t, other, func(*x509.Certificate) {}))
+	if _, err, _ := serve(t, ServerCredentials(source, nil), dial(client)); err == nil {
+		t.Error("a stranger is let in")
+	}
+	trust(t, source, ours, other)
+	info, err, _ := serve(t, ServerCredentials(source, nil), dial(client))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id, _ := info.(AuthInfo).SVID(); id.String() != "spiffe://other.test/client" {
+		t.Errorf("it is %s", id)
+	}
+}
+
+// Where a certificate is optional, a client without one connects and has no
+// identity; TLS is as strict as ever.
+func TestOptionalCertificate(t *testing.T) {
+	ours := newAuthority(t, testDomain)
+	source := newAuthoritySource(t, ours, "/gateway")
+	creds := OptionalServerCredentials(source, nil)
+	info, err, clientErr := serve(t, creds, dial(showing()))
+	if err != nil || clientErr != nil {
+		t.Fatal(err, clientErr)
+	}
+	if _, ok := info.(interceptors.Verified); ok {
+		t.Errorf("nobody is verified as %v", info)
+	}
+	if err := credentials.CheckSecurityLevel(info, credentials.PrivacyAndIntegrity); err != nil {
+		t.Error(err)
+	}
+	old := showing()
+	old.MaxVersion = tls.VersionTLS12
+	if _, err, _ := serve(t, creds, dial(old)); err == nil {
+		t.Error("TLS 1.2 is let in")
+	}
+	cache := new(countingCache)
+	resuming := showing()
+	resuming.ClientSessionCache = cache
+	for range 2 {
+		if _, err, clientErr := serve(t, creds, dial(resuming)); err != nil || clientErr != nil {
+			t.Fatal(err, clientErr)
+		}
+	}
+	if n := cache.puts.Load(); n != 0 {
+		t.Errorf("%d tickets were given out", n)
+	}
+}
+
+func TestMatcher(t *testing.T) {
+	for _, c := range []struct {
+		pattern, id string
+		want        bool
+	}{
+		{"spiffe://sluice.test/model", "spiffe://sluice.test/model", true},
+		{"spiffe://sluice.test/model", "spiffe://sluice.test/model/a", false},
+		{"spiffe://sluice.test/ns/*/sa/model", "spiffe://sluice.test/ns/a/sa/model", true},
+		{"spiffe://sluice.test/**", "spiffe://other.test/model", false},
+	} {
+		m, err := Matcher(c.pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m(spiffeid.RequireFromString(c.id)); (err == nil) != c.want {
+			t.Errorf("%s as %s: %v", c.id, c.pattern, err)
+		}
+	}
+	for _, pattern := range []string{"", "model", "spiffe://sluice.test", "spiffe://*/model", "spiffe://sluice.test/mod*"} {
+		if _, err := Matcher(pattern); err == nil {
+			t.Errorf("%q is a pattern", pattern)
+		}
 	}
 }
 
@@ -241,9 +339,10 @@ func TestNothingIsResumed(t *testing.T) {
 		t.Error("the client never looked for a ticket: the test says nothing")
 	}
 	// The authority leaves the bundle: the next connection is refused.
-	m := *source.current.Load()
-	m.bundle = x509bundle.FromX509Authorities(testDomain, nil)
-	source.current.Store(&m)
+	source.use(&material{
+		svid: svidOf(t, source),
+		x509: map[spiffeid.TrustDomain]*x509bundle.Bundle{testDomain: x509bundle.FromX509Authorities(testDomain, nil)},
+	})
 	if _, err, _ := serve(t, creds, dial(c)); err == nil {
 		t.Error("the client was let in again after its authority was removed")
 	}
@@ -346,7 +445,7 @@ func TestExpiresIsTheEndOfTheChain(t *testing.T) {
 
 // Identity off is off for the server, which said so, and for nobody else.
 func TestInsecureCredentials(t *testing.T) {
-	source, err := Open(open(), nil)
+	source, err := Open(t.Context(), open(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 const service = "/inference.GRPCInferenceService/"
@@ -90,7 +91,7 @@ func ask(t testing.TB, p *Policy, c *interceptors.Call, model string) intercepto
 }
 
 func authorize(part interceptors.CallPolicy, i *interceptors.Inference) error {
-	return part.(interceptors.Authorizer).Authorize(i)
+	return part.(interceptors.Authorizer).Authorize(i, nil)
 }
 
 func reason(t testing.TB, err error) interceptors.Reason {
@@ -360,33 +361,45 @@ func TestModelDenialsAreEqual(t *testing.T) {
 	}
 }
 
-// A connection outlives the certificate it was made with; calls and inferences
-// on it do not.
+// A connection outlives the certificate that it was made with. New calls on it
+// are refused at once, calls in flight and what begins in them after the grace.
 func TestExpiredDuringTheConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPolicy(t, secure(allow("spiffe://a/x", "inference", "m")))
-		call := callOf("spiffe://a/x", stream)
-		part, err := p.Begin(call)
-		if err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Hour - time.Nanosecond)
-		if err := authorize(part, &interceptors.Inference{Call: call, Model: "m"}); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Nanosecond)
-		err = authorize(part, &interceptors.Inference{Call: call, Model: "m"})
-		if got := reason(t, err); got != interceptors.IdentityExpired {
-			t.Errorf("an inference on an old stream: %q", got)
-		}
-		later := &interceptors.Call{CallInfo: call.CallInfo, Method: infer}
-		if got := ask(t, p, later, "m"); got != interceptors.IdentityExpired {
-			t.Errorf("a call on an old connection: %q", got)
-		}
-		if later.Principal != "" {
-			t.Errorf("an expired identity is principal %q", later.Principal)
-		}
-	})
+	for _, grace := range []time.Duration{-1, 0, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			c := secure(allow("spiffe://a/x", "inference", "m"))
+			if grace >= 0 {
+				c.ExpiryGrace = durationpb.New(grace)
+			}
+			p := newPolicy(t, c)
+			call := callOf("spiffe://a/x", stream)
+			part, err := p.Begin(call)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			later := &interceptors.Call{CallInfo: call.CallInfo, Method: infer}
+			if got := ask(t, p, later, "m"); got != interceptors.IdentityExpired {
+				t.Errorf("a call on an old connection: %q", got)
+			}
+			if later.Principal != "" {
+				t.Errorf("an expired identity is principal %q", later.Principal)
+			}
+			if grace < 0 {
+				grace = defaultGrace
+			}
+			time.Sleep(grace - time.Nanosecond)
+			if grace > 0 {
+				if err := authorize(part, &interceptors.Inference{Call: call, Model: "m"}); err != nil {
+					t.Error(err)
+				}
+			}
+			time.Sleep(time.Nanosecond)
+			err = authorize(part, &interceptors.Inference{Call: call, Model: "m"})
+			if got := reason(t, err); got != interceptors.IdentityExpired {
+				t.Errorf("an inference on an old stream: %q", got)
+			}
+		})
+	}
 }
 
 func TestDecisionsKeptAreBounded(t *testing.T) {
@@ -396,7 +409,7 @@ func TestDecisionsKeptAreBounded(t *testing.T) {
 			t.Fatal(got)
 		}
 	}
-	if got := len(p.grants); got != maxGrants {
+	if got := len(p.rules.grants); got != maxGrants {
 		t.Errorf("%d decisions are kept, not %d", got, maxGrants)
 	}
 }
@@ -474,6 +487,6 @@ func BenchmarkDecide(b *testing.B) {
 	p := newPolicy(b, manyRules())
 	id := spiffeid.RequireFromString("spiffe://a/ns/400/sa/x")
 	for b.Loop() {
-		p.decide(id, infer)
+		p.rules.newGrant(id, infer)
 	}
 }

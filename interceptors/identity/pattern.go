@@ -81,3 +81,45 @@ func (p *pattern) match(id spiffeid.ID) bool {
 	}
 	return p.rest == (path != "")
 }
+
+// principals are patterns, and perhaps callers without an identity.
+type principals struct {
+	patterns  []pattern
+	anonymous bool
+}
+
+// parsePrincipals reads a field "principals". Callers without an identity can be
+// named only where there are some.
+func parsePrincipals(texts []string, open bool) (p principals, err error) {
+	if len(texts) == 0 {
+		return p, errors.New("principals: name at least one")
+	}
+	for n, text := range texts {
+		if text == anonymous {
+			if !open {
+				return p, fmt.Errorf("principals[%d]: every caller has an identity here; %q goes with identity.insecure only", n, anonymous)
+			}
+			p.anonymous = true
+			continue
+		}
+		pattern, err := parsePattern(text)
+		if err != nil {
+			return p, fmt.Errorf("principals[%d]: %w", n, err)
+		}
+		p.patterns = append(p.patterns, pattern)
+	}
+	return p, nil
+}
+
+// match reports whether the principal, zero for anonymous, is among them.
+func (p *principals) match(id spiffeid.ID) bool {
+	if id.IsZero() {
+		return p.anonymous
+	}
+	for n := range p.patterns {
+		if p.patterns[n].match(id) {
+			return true
+		}
+	}
+	return false
+}

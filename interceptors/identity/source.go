@@ -1,187 +1,143 @@
 package identity
 
 import (
-	"bytes"
-	"encoding/pem"
+	"context"
 	"errors"
 	"fmt"
-	"os"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// filesInterval is how often certificate files are read again. Chosen: short
-// beside the 30 s that are left when an SVID of one minute is renewed at half
-// of its life, and three small files cost nothing.
-const filesInterval = 5 * time.Second
+// readyMargin is how long before the end of our SVID a source is not ready any
+// more, unless a tenth of the SVID's life is less. Chosen: longer than the few
+// seconds in which load balancers notice.
+const readyMargin = 10 * time.Second
 
-// localhost is what a development identity of our own may be called by clients
-// that verify host names, such as gRPC in Python.
-var localhost = []string{"localhost", "127.0.0.1", "::1"}
-
-// Source is who we are and whom we trust, now. It is an x509svid.Source and an
-// x509bundle.Source, and safe for concurrent use. Close it when done.
+// Source is who we are and whom we trust, now: an X.509-SVID, and the bundles
+// of our own trust domain and of the federated ones. It is an x509svid.Source,
+// an x509bundle.Source and a jwtbundle.Source, and safe for concurrent use.
+// Close it when done.
 type Source struct {
 	insecure  bool
 	authority *Authority
 	current   atomic.Pointer[material]
-	stop      chan struct{}
-	stopOnce  sync.Once
-	stopped   sync.WaitGroup
+	successor atomic.Pointer[Source]
+
+	mu          sync.Mutex // of changes to current and successor, and of
+	trouble     error      // why the identity was not renewed, nil if it was
+	connections map[*connection]struct{}
+
+	stop     context.CancelFunc
+	stopOnce sync.Once
+	stopped  sync.WaitGroup
 }
 
 // material is one consistent state of a source. It is immutable.
 type material struct {
-	svid   *x509svid.SVID
-	bundle *x509bundle.Bundle
+	generation uint64
+	svid       *x509svid.SVID
+	x509       map[spiffeid.TrustDomain]*x509bundle.Bundle
+	jwt        map[spiffeid.TrustDomain]*jwtbundle.Bundle
 }
 
 var (
 	_ x509svid.Source   = (*Source)(nil)
 	_ x509bundle.Source = (*Source)(nil)
+	_ jwtbundle.Source  = (*Source)(nil)
 )
 
 // Open makes the source that the configuration names. It is ready when Open
 // returns.
 //
-// Files are read again every five seconds. What cannot be used, because it is
-// half written or wrong, leaves the last good identity in place. A development
-// identity is renewed at half of its life, and its files with it.
+// From the Workload API it waits for an identity, until the context ends or for
+// as long as identity.workload_api.timeout says. What the API sends later is in
+// force at once. If the API goes away the last identity stays, and it is looked
+// for every second.
+//
+// Files are read again every five seconds, more often if the SVID lives for less
+// than five minutes. What cannot be used, because it is half written or wrong,
+// leaves the last good identity in place. A development identity is renewed at
+// half of its life, and its files with it.
 //
 // Renewed, if not nil, is called after each change: with nil if the new
 // identity is in use, else with what is wrong with it. It is called from one
 // goroutine at a time, never after Close has returned, and must not call Close.
 //
 // With Insecure the source has no identity: see ServerCredentials.
-func Open(c *configv1.Identity, renewed func(error)) (*Source, error) {
+func Open(ctx context.Context, c *configv1.Identity, renewed func(error)) (*Source, error) {
+	if err := checkSource(c); err != nil {
+		return nil, err
+	}
+	if renewed == nil {
+		renewed = func(error) {}
+	}
 	switch c.GetSource().(type) {
+	case *configv1.Identity_WorkloadApi:
+		return openWorkload(ctx, c.GetWorkloadApi(), c.GetJwt() != nil, renewed)
+	case *configv1.Identity_Files:
+		f := &files{list: filesOf(c.GetFiles())}
+		return poll(f.load, renewed)
 	case *configv1.Identity_Development:
 		return openDevelopment(c.GetDevelopment(), renewed)
+	}
+	return &Source{insecure: true, stop: func() {}}, nil
+}
+
+// checkSource finds what is wrong with a configuration without opening it.
+func checkSource(c *configv1.Identity) error {
+	switch c.GetSource().(type) {
+	case *configv1.Identity_WorkloadApi:
+		return checkWorkload(c.GetWorkloadApi())
 	case *configv1.Identity_Files:
-		f := &files{config: c.GetFiles()}
-		return newSource(filesInterval, f.load, renewed)
+		return checkFiles(c.GetFiles(), c.GetJwt() != nil)
+	case *configv1.Identity_Development:
+		_, _, err := checkDevelopment(c.GetDevelopment())
+		return err
 	case *configv1.Identity_Insecure:
-		return &Source{insecure: true, stop: make(chan struct{})}, nil
+		return nil
 	}
-	return nil, errors.New("identity: set one of development, files and insecure")
+	return errors.New("identity: set one of workload_api, files, development and insecure")
 }
 
-// Source makes a source for an identity that the authority issues, valid for 24 h
-// and renewed at half of that. Path and hosts are as in Issue.
-func (a *Authority) Source(path string, hosts ...string) (*Source, error) {
-	return a.source(func() (*x509svid.SVID, error) { return a.Issue(path, svidLife, hosts...) }, nil)
+func newSource() (*Source, context.Context) {
+	ctx, stop := context.WithCancel(context.Background()) //nolint:gosec // Close calls stop
+	return &Source{stop: stop, connections: make(map[*connection]struct{})}, ctx
 }
 
-func (a *Authority) source(issue func() (*x509svid.SVID, error), renewed func(error)) (*Source, error) {
-	s, err := newSource(svidLife/2, func() (*material, error) {
-		svid, err := issue()
-		if svid == nil {
-			return nil, err
-		}
-		return &material{svid, a.Bundle()}, err
-	}, renewed)
+// poll makes a source of what load returns, now and again after the time that
+// load asks for. A load that returns no material found nothing new to use; what
+// it returns beside an error is used all the same, except at the start.
+func poll(load func() (*material, time.Duration, error), renewed func(error)) (*Source, error) {
+	first, wait, err := load()
 	if err != nil {
 		return nil, err
 	}
-	s.authority = a
-	return s, nil
-}
-
-// checkDevelopment fills in what is not set of a development authority, and refuses
-// what it could not do.
-func checkDevelopment(c *configv1.DevelopmentAuthority) (trustDomain spiffeid.TrustDomain, path string, err error) {
-	name, path := c.GetTrustDomain(), c.GetPath()
-	if name == "" {
-		name = "sluice.dev"
-	}
-	if path == "" {
-		path = "/gateway"
-	}
-	if trustDomain, err = spiffeid.TrustDomainFromString(name); err != nil {
-		return trustDomain, path, fmt.Errorf("identity.development.trust_domain: %q is no trust domain: %w", name, err)
-	}
-	if err := spiffeid.ValidatePath(path); err != nil {
-		return trustDomain, path, fmt.Errorf("identity.development.path: %q is no path of a SPIFFE ID: %w", path, err)
-	}
-	if len(c.GetIssue()) > 0 && c.GetDirectory() == "" {
-		return trustDomain, path, errors.New("identity.development.directory: name the folder to write the identities of identity.development.issue to")
-	}
-	taken := map[string]string{"bundle.pem": "the bundle"}
-	for n, path := range c.GetIssue() {
-		field := fmt.Sprintf("identity.development.issue[%d]", n)
-		if err := spiffeid.ValidatePath(path); err != nil {
-			return trustDomain, path, fmt.Errorf("%s: %q is no path of a SPIFFE ID: %w", field, path, err)
-		}
-		if path == "" {
-			return trustDomain, path, fmt.Errorf("%s: an identity needs a path, such as /client", field)
-		}
-		for _, file := range []string{fileName(path) + ".pem", fileName(path) + "-key.pem"} {
-			if other, ok := taken[file]; ok {
-				return trustDomain, path, fmt.Errorf("%s: %s would be written to %s, and so would %s; choose another path", field, path, file, other)
-			}
-			taken[file] = path
-		}
-	}
-	return trustDomain, path, nil
-}
-
-func openDevelopment(c *configv1.DevelopmentAuthority, renewed func(error)) (*Source, error) {
-	trustDomain, path, err := checkDevelopment(c)
-	if err != nil {
-		return nil, err
-	}
-	a, err := NewAuthority(trustDomain)
-	if err != nil {
-		return nil, err
-	}
-	return a.source(func() (*x509svid.SVID, error) {
-		own, err := a.Issue(path, svidLife, localhost...)
-		if err != nil {
-			return nil, err
-		}
-		for _, path := range c.GetIssue() {
-			svid, err := a.Issue(path, svidLife)
-			if err != nil {
-				return own, err
-			}
-			if err := a.WriteFiles(c.GetDirectory(), fileName(path), svid); err != nil {
-				return own, fmt.Errorf("identity.development.directory: %w", err)
-			}
-		}
-		return own, nil
-	}, renewed)
-}
-
-// newSource loads the identity, and again every interval. A load that returns
-// no material found nothing to use; what it returns beside an error is used all
-// the same, except at the start.
-func newSource(interval time.Duration, load func() (*material, error), renewed func(error)) (*Source, error) {
-	first, err := load()
-	if err != nil {
-		return nil, err
-	}
-	s := &Source{stop: make(chan struct{})}
-	s.current.Store(first)
+	s, ctx := newSource()
+	s.use(first)
 	s.stopped.Go(func() {
-		tick := time.NewTicker(interval)
-		defer tick.Stop()
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
 		for {
 			select {
-			case <-s.stop:
+			case <-ctx.Done():
 				return
-			case <-tick.C:
+			case <-timer.C:
 			}
-			m, err := load()
+			m, wait, err := load()
+			timer.Reset(wait)
 			if m != nil {
-				s.current.Store(m)
+				s.use(m)
 			}
-			if renewed != nil && (m != nil || err != nil) {
+			if m != nil || err != nil {
+				s.fail(err)
 				renewed(err)
 			}
 		}
@@ -189,13 +145,128 @@ func newSource(interval time.Duration, load func() (*material, error), renewed f
 	return s, nil
 }
 
+// generations numbers the states of all sources.
+var generations atomic.Uint64
+
+// use puts a state in force, and has the connections that were made in another
+// one see to it. It reports whether anything changed. Calls must not overlap.
+func (s *Source) use(m *material) bool {
+	s.mu.Lock()
+	old := s.current.Load()
+	if old != nil && m.same(old) {
+		s.mu.Unlock()
+		return false
+	}
+	m.generation = generations.Add(1)
+	s.current.Store(m)
+	s.mu.Unlock()
+	s.tell()
+	return true
+}
+
+// tell has each connection look whether it can stay.
+func (s *Source) tell() {
+	s.mu.Lock()
+	connections := make([]*connection, 0, len(s.connections))
+	for c := range s.connections {
+		connections = append(connections, c)
+	}
+	s.mu.Unlock()
+	for _, c := range connections {
+		c.plan()
+	}
+}
+
+// same takes over from another state what is equal, and reports whether all is.
+func (m *material) same(old *material) bool {
+	for td, b := range m.x509 {
+		if o := old.x509[td]; o != nil && o.Equal(b) {
+			m.x509[td] = o
+		}
+	}
+	for td, b := range m.jwt {
+		if o := old.jwt[td]; o != nil && o.Equal(b) {
+			m.jwt[td] = o
+		}
+	}
+	if m.svid.Certificates[0].Equal(old.svid.Certificates[0]) {
+		m.svid = old.svid
+	}
+	return m.svid == old.svid && maps.Equal(m.x509, old.x509) && maps.Equal(m.jwt, old.jwt)
+}
+
+// fail notes why the identity was not renewed; nil if it was.
+func (s *Source) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trouble = err
+}
+
 // Close ends the renewal and waits until it has ended. What was loaded last
 // stays in use. Close may be called more than once.
 func (s *Source) Close() error {
-	s.stopOnce.Do(func() { close(s.stop) })
+	s.stopOnce.Do(s.stop)
 	s.stopped.Wait()
 	return nil
 }
+
+// Replace puts this source in the place of another, as a reload does: what was
+// made with the other is judged by this one from now on, connections and calls
+// in flight too. Both stay to be closed. It does nothing if they are the same.
+func (s *Source) Replace(other *Source) {
+	if other == nil || other.latest() == s.latest() {
+		return
+	}
+	other = other.latest()
+	other.mu.Lock()
+	other.successor.Store(s)
+	moved := other.connections
+	other.connections = nil
+	other.mu.Unlock()
+	for c := range moved {
+		s.add(c)
+	}
+}
+
+// latest is the source that stands in our place.
+func (s *Source) latest() *Source {
+	for {
+		next := s.successor.Load()
+		if next == nil {
+			return s
+		}
+		s = next
+	}
+}
+
+// add takes a connection into our care, or that of whoever stands in our place.
+func (s *Source) add(c *connection) {
+	for {
+		s = s.latest()
+		s.mu.Lock()
+		if s.successor.Load() == nil {
+			if s.connections != nil {
+				s.connections[c] = struct{}{}
+			}
+			s.mu.Unlock()
+			c.plan()
+			return
+		}
+		s.mu.Unlock()
+	}
+}
+
+// remove is for a connection that has been closed.
+func (s *Source) remove(c *connection) {
+	for ; s != nil; s = s.successor.Load() {
+		s.mu.Lock()
+		delete(s.connections, c)
+		s.mu.Unlock()
+	}
+}
+
+// state is nil if there is no identity.
+func (s *Source) state() *material { return s.latest().current.Load() }
 
 // Insecure reports that the configuration turned identity off.
 func (s *Source) Insecure() bool { return s.insecure }
@@ -203,120 +274,97 @@ func (s *Source) Insecure() bool { return s.insecure }
 // Authority is the development authority behind the source, or nil.
 func (s *Source) Authority() *Authority { return s.authority }
 
+// Generation is a number that changes whenever our SVID or a bundle does; 0 if
+// identity is off. It is cheap enough to ask for each call.
+func (s *Source) Generation() uint64 {
+	if m := s.state(); m != nil {
+		return m.generation
+	}
+	return 0
+}
+
+// Ready is nil as long as our SVID is valid for a while yet: 10 s, or a tenth of
+// its life if that is less. Otherwise it says why. Without identity it is nil.
+func (s *Source) Ready() error {
+	s = s.latest()
+	m := s.current.Load()
+	if m == nil {
+		return nil
+	}
+	leaf := m.svid.Certificates[0]
+	margin := min(readyMargin, leaf.NotAfter.Sub(leaf.NotBefore)/10)
+	if time.Until(leaf.NotAfter) > margin {
+		return nil
+	}
+	s.mu.Lock()
+	trouble := s.trouble
+	s.mu.Unlock()
+	end := leaf.NotAfter.UTC().Format(time.RFC3339)
+	if trouble != nil {
+		return fmt.Errorf("identity: our own certificate ends at %s and was not renewed: %w", end, trouble)
+	}
+	return fmt.Errorf("identity: our own certificate ends at %s and nobody has renewed it", end)
+}
+
 var errInsecure = errors.New("identity: there is no identity, because identity.insecure is configured")
+
+// errOwnExpired is why nobody connects to us or is connected to.
+var errOwnExpired = errors.New("identity: our own certificate expired")
 
 // GetX509SVID is our identity. It is an error if there is none, or if it has
 // expired.
 func (s *Source) GetX509SVID() (*x509svid.SVID, error) {
-	m := s.current.Load()
+	m := s.state()
 	if m == nil {
 		return nil, errInsecure
 	}
-	if end := m.svid.Certificates[0].NotAfter; time.Now().After(end) {
-		return nil, fmt.Errorf("identity: our own certificate expired at %s; renew it", end.UTC().Format(time.RFC3339))
+	if err := unexpired(m.svid); err != nil {
+		return nil, err
 	}
 	return m.svid, nil
 }
 
-// GetX509BundleForTrustDomain is the bundle of our own trust domain; any other
-// is an error.
+func unexpired(svid *x509svid.SVID) error {
+	if end := svid.Certificates[0].NotAfter; time.Now().After(end) {
+		return fmt.Errorf("%w at %s; renew it", errOwnExpired, end.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// GetX509BundleForTrustDomain is the bundle of our own trust domain or of a
+// federated one; any other is an error.
 func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
-	m := s.current.Load()
+	m := s.state()
 	if m == nil {
 		return nil, errInsecure
 	}
-	return m.bundle.GetX509BundleForTrustDomain(td)
+	return m.GetX509BundleForTrustDomain(td)
+}
+
+func (m *material) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
+	if b := m.x509[td]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("identity: no trust bundle of %q: it is neither our trust domain nor a federated one", td)
+}
+
+// GetJWTBundleForTrustDomain holds the keys of JWT-SVIDs, likewise. From the
+// Workload API there are some only if identity.jwt is configured.
+func (s *Source) GetJWTBundleForTrustDomain(td spiffeid.TrustDomain) (*jwtbundle.Bundle, error) {
+	m := s.state()
+	if m == nil {
+		return nil, errInsecure
+	}
+	if b := m.jwt[td]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("identity: no JWT keys of %q: it is neither our trust domain nor a federated one, or no keys of it are configured", td)
 }
 
 // TrustDomain is our own trust domain; zero if identity is off.
 func (s *Source) TrustDomain() spiffeid.TrustDomain {
-	if m := s.current.Load(); m != nil {
+	if m := s.state(); m != nil {
 		return m.svid.ID.TrustDomain()
 	}
 	return spiffeid.TrustDomain{}
-}
-
-// files are PEM files and what was in them last. Their contents are compared,
-// not their times: a file that was rewritten within one tick of the file
-// system's clock looks unchanged.
-type files struct {
-	config *configv1.IdentityFiles
-	seen   [3][]byte
-	failed string
-}
-
-// load reads the files. It returns nil if they are as they were, or wrong in
-// the same way as before.
-func (f *files) load() (*material, error) {
-	now, err := f.read()
-	if err == nil {
-		same := f.failed == ""
-		for n := range now {
-			same = same && f.seen[n] != nil && bytes.Equal(now[n], f.seen[n])
-		}
-		if same {
-			return nil, nil
-		}
-		var m *material
-		if m, err = f.parse(now); err == nil {
-			f.seen, f.failed = now, ""
-			return m, nil
-		}
-	}
-	if err.Error() == f.failed {
-		return nil, nil
-	}
-	f.failed = err.Error()
-	return nil, err
-}
-
-func (f *files) read() (data [3][]byte, err error) {
-	for n, file := range []struct{ field, path string }{
-		{"certificate", f.config.GetCertificate()},
-		{"key", f.config.GetKey()},
-		{"bundle", f.config.GetBundle()},
-	} {
-		if data[n], err = os.ReadFile(file.path); err != nil {
-			return data, fmt.Errorf("identity.files.%s: %w", file.field, err)
-		}
-	}
-	return data, nil
-}
-
-func (f *files) parse(data [3][]byte) (*material, error) {
-	certificate, key, bundle := f.config.GetCertificate(), f.config.GetKey(), f.config.GetBundle()
-	if err := firstBlock(data[0], "CERTIFICATE"); err != nil {
-		return nil, fmt.Errorf("identity.files.certificate: %s: %w", certificate, err)
-	}
-	if err := firstBlock(data[1], "PRIVATE KEY"); err != nil {
-		return nil, fmt.Errorf("identity.files.key: %s: %w; convert a key of another kind with openssl pkcs8 -topk8 -nocrypt", key, err)
-	}
-	if err := firstBlock(data[2], "CERTIFICATE"); err != nil {
-		return nil, fmt.Errorf("identity.files.bundle: %s: %w", bundle, err)
-	}
-	svid, err := x509svid.Parse(data[0], data[1])
-	if err != nil {
-		return nil, fmt.Errorf("identity.files: %s and %s are no X.509-SVID and its key: %w", certificate, key, err)
-	}
-	trusted, err := x509bundle.Parse(svid.ID.TrustDomain(), data[2])
-	if err != nil {
-		return nil, fmt.Errorf("identity.files.bundle: %s: %w", bundle, err)
-	}
-	if _, _, err := x509svid.Verify(svid.Certificates, trusted); err != nil {
-		return nil, fmt.Errorf("identity.files: %s is not valid by the authorities in %s: %w; "+
-			"renew the certificate, or name the bundle of its trust domain", certificate, bundle, err)
-	}
-	return &material{svid, trusted}, nil
-}
-
-// firstBlock checks the kind of the first PEM block. The block itself may be a
-// secret and is not quoted.
-func firstBlock(data []byte, kind string) error {
-	switch block, _ := pem.Decode(data); {
-	case block == nil:
-		return errors.New("holds no PEM block")
-	case block.Type != kind:
-		return fmt.Errorf("holds a PEM block of type %q where %q is needed", block.Type, kind)
-	}
-	return nil
 }

@@ -153,7 +153,7 @@ func TestFiles(t *testing.T) {
 	dir := t.TempDir()
 	written := issue(t, a, "/client")
 	write(t, a, dir, "client", written)
-	s, err := Open(fromFiles(dir, "client"), nil)
+	s, err := Open(t.Context(), fromFiles(dir, "client"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,7 +221,7 @@ func TestFileErrors(t *testing.T) {
 			dir := t.TempDir()
 			write(t, a, dir, "x", issue(t, a, "/x"))
 			c.spoil(t, dir)
-			s, err := Open(fromFiles(dir, "x"), nil)
+			s, err := Open(t.Context(), fromFiles(dir, "x"), nil)
 			if err == nil {
 				s.Close()
 				t.Fatal("no error")
@@ -246,13 +246,13 @@ func TestFilesAreReadAgain(t *testing.T) {
 		dir := t.TempDir()
 		write(t, a, dir, "x", issue(t, a, "/x"))
 		var renewed reports
-		s, err := Open(fromFiles(dir, "x"), renewed.add)
+		s, err := Open(t.Context(), fromFiles(dir, "x"), renewed.add)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
 		wait := func() {
-			time.Sleep(filesInterval)
+			time.Sleep(filesInterval + filesSettle)
 			synctest.Wait()
 		}
 		serial := func() string { return svidOf(t, s).Certificates[0].SerialNumber.String() }
@@ -321,7 +321,7 @@ func TestDevelopment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
 		var renewed reports
-		s, err := Open(development(&configv1.DevelopmentAuthority{Directory: dir, Issue: []string{"/client", "/ns/team/sa/x"}}), renewed.add)
+		s, err := Open(t.Context(), development(&configv1.DevelopmentAuthority{Directory: dir, Issue: []string{"/client", "/ns/team/sa/x"}}), renewed.add)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -372,7 +372,7 @@ func TestDevelopmentFolderLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "certificates")
 		var renewed reports
-		s, err := Open(development(&configv1.DevelopmentAuthority{Directory: dir, Issue: []string{"/client"}}), renewed.add)
+		s, err := Open(t.Context(), development(&configv1.DevelopmentAuthority{Directory: dir, Issue: []string{"/client"}}), renewed.add)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -414,7 +414,7 @@ func TestDevelopmentErrors(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Chdir(t.TempDir())
-			s, err := Open(development(c.config), nil)
+			s, err := Open(t.Context(), development(c.config), nil)
 			if err == nil {
 				s.Close()
 				t.Fatal("no error")
@@ -430,10 +430,10 @@ func TestDevelopmentErrors(t *testing.T) {
 }
 
 func TestNoSource(t *testing.T) {
-	if _, err := Open(&configv1.Identity{}, nil); err == nil || !strings.Contains(err.Error(), "identity: set one") {
+	if _, err := Open(t.Context(), &configv1.Identity{}, nil); err == nil || !strings.Contains(err.Error(), "identity: set one") {
 		t.Error(err)
 	}
-	s, err := Open(open(), nil)
+	s, err := Open(t.Context(), open(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

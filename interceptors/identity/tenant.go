@@ -6,8 +6,51 @@ import (
 	"strconv"
 	"strings"
 
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
+
+// tenants say who pays for what a principal does: the first entry that names
+// the principal, else the template.
+type tenants struct {
+	list     []tenantEntry
+	template template
+}
+
+type tenantEntry struct {
+	principals principals
+	tenant     string
+}
+
+func compileTenants(c *configv1.Identity, open bool) (t tenants, err error) {
+	if t.template, err = parseTemplate(c.GetTenant()); err != nil {
+		return t, fmt.Errorf("identity.tenant: %w", err)
+	}
+	for n, entry := range c.GetTenants() {
+		p, err := parsePrincipals(entry.GetPrincipals(), open)
+		if err != nil {
+			return t, fmt.Errorf("identity.tenants[%d].%w", n, err)
+		}
+		if entry.GetTenant() == "" {
+			return t, fmt.Errorf("identity.tenants[%d].tenant: it is empty; name the tenant", n)
+		}
+		t.list = append(t.list, tenantEntry{p, entry.GetTenant()})
+	}
+	return t, nil
+}
+
+// tenant is the tenant of the principal, zero for anonymous.
+func (t *tenants) tenant(id spiffeid.ID) string {
+	for n := range t.list {
+		if t.list[n].principals.match(id) {
+			return t.list[n].tenant
+		}
+	}
+	if id.IsZero() {
+		return anonymous
+	}
+	return t.template.tenant(id)
+}
 
 // template makes a tenant of a SPIFFE ID: literal text, "{trust_domain}" and
 // path segments, "{1}" being the first.

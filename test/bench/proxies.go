@@ -149,7 +149,7 @@ func servePassThrough(l net.Listener, backend, certs string) (stop func(), err e
 	creds, done := insecure.NewCredentials(), func() error { return nil }
 	if certs != "" {
 		var source *identity.Source
-		if source, err = identity.Open(identityOf(certs), nil); err != nil {
+		if source, err = identity.Open(context.Background(), identityOf(certs), nil); err != nil {
 			return nil, err
 		}
 		creds, done = identity.ServerCredentials(source, nil), source.Close

@@ -82,6 +82,9 @@ var rest = map[string]string{
 
 func TestConfigurationsAreGood(t *testing.T) {
 	snippets(t, "yaml", func(t *testing.T, page, text string) {
+		if strings.HasPrefix(text, "config:") {
+			t.Skip("it is a test file, which is run with the configuration of its page")
+		}
 		for key, section := range rest {
 			if !regexp.MustCompile("(?m)^" + key + ":").MatchString(text) {
 				text += section
@@ -125,6 +128,71 @@ func TestRuleExample(t *testing.T) {
 	v, err := p.Text([]byte(m[1]))
 	if score, _ := strconv.ParseFloat(m[3], 64); err != nil || v.Verdict != m[2] || v.Score != score || !slices.Equal(v.Rules, m[4:]) {
 		t.Errorf("%q is %+v, %v; want %q", m[1], v, err, m[2:])
+	}
+}
+
+// The rules of docs/authorization.md do what its test file says, its conditions
+// are good, and the table of what they can ask is complete.
+func TestAuthorizationExample(t *testing.T) {
+	page := pages(t)["docs/authorization.md"]
+	check := func(rules string) error {
+		cfg, err := config.Parse("authorization.md", []byte(rules+rest["backends"]))
+		if err == nil {
+			err = config.Check(cfg)
+		}
+		return err
+	}
+	dir := t.TempDir()
+	var rules, cases string
+	for _, m := range fence.FindAllStringSubmatch(page, -1) {
+		switch {
+		case m[1] == "cel":
+			when := strconv.Quote(strings.TrimSpace(m[2]))
+			if err := check("identity: {development: {}, rules: [{principals: [\"spiffe://a/b\"], methods: [health], when: " + when + "}]}\n"); err != nil {
+				t.Error(err)
+			}
+		case strings.HasPrefix(m[2], "config:"):
+			cases = m[2]
+		case rules == "":
+			rules = m[2]
+		}
+	}
+	for name, text := range map[string]string{"sluice.yaml": rules + rest["backends"], "authz.yaml": cases} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	test, err := config.ReadTest(filepath.Join(dir, "authz.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Read(test.GetConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	access, err := config.NewAccess(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range test.GetCases() {
+		x, err := access.Case(c)
+		if err != nil || x.Allowed != (c.GetWant() == "ALLOW") || c.GetWantReason() != "" && c.GetWantReason() != string(x.Reason) ||
+			c.GetWantTenant() != "" && c.GetWantTenant() != x.Tenant {
+			t.Errorf("%s: %+v, %v", c.GetName(), x, err)
+		}
+	}
+	// The error for a name that is not there lists those that are.
+	err = check("identity: {development: {}, rules: [{principals: [\"spiffe://a/b\"], methods: [health], when: none}]}\n")
+	_, list, _ := strings.Cut(err.Error(), "there are ")
+	list, _, _ = strings.Cut(list, ", and the functions")
+	names := strings.Split(list, ", ")
+	if len(names) < 10 {
+		t.Fatalf("%v lists no names", err)
+	}
+	for _, name := range names {
+		if !regexp.MustCompile("(?m)^\\|[^|]*`" + regexp.QuoteMeta(name) + "`[^|]*\\|").MatchString(page) {
+			t.Errorf("the table lacks %s", name)
+		}
 	}
 }
 

@@ -97,9 +97,9 @@ var rules = []rule{
 		allow:    policyImports,
 		never:    []string{envoy, coraza, workload, otelSDK, inference},
 	},
-	policy("identity", "github.com/spiffe/go-spiffe/v2/..."),
+	policy("identity", "github.com/spiffe/go-spiffe/v2/...", "cel.dev/cel-go/..."),
 	policy("inspect", coraza, "golang.org/x/text/..."),
-	policy("budget"),
+	policy("budget", "github.com/redis/rueidis"),
 	policy("admit"),
 	policy("telemetry", "go.opentelemetry.io/..."),
 	{

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,6 +40,11 @@ type world struct {
 	model     *model.Server
 	address   string
 	guard     func() *config.Guard
+	own       *identity.Source // nil: the authority issues it
+	reload    func(text string)
+
+	mu   sync.Mutex
+	seen metadata.MD
 }
 
 var domain = spiffeid.RequireTrustDomainFromString("parity.test")
@@ -75,7 +81,11 @@ func (w *world) config(text string) *configv1.Config {
 }
 
 func (w *world) options(path string) config.Options {
-	return config.Options{Source: w.source(path), Logger: slog.New(slog.DiscardHandler)}
+	o := config.Options{Source: w.own, Logger: slog.New(slog.DiscardHandler)}
+	if o.Source == nil {
+		o.Source = w.source(path)
+	}
+	return o
 }
 
 func (w *world) listen() net.Listener {
@@ -104,34 +114,64 @@ func (w *world) serve(s *grpc.Server, l net.Listener) {
 // linked is a model server with the chain linked in.
 func linked(t *testing.T, text string) *world {
 	w := newWorld(t)
-	guard, err := config.Build(w.config(text), nil, w.options("/gateway"))
+	w.link(text)
+	return w
+}
+
+func (w *world) link(text string) {
+	w.t.Helper()
+	o := w.options("/gateway")
+	guard, err := config.Build(w.config(text), nil, o)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
-	t.Cleanup(guard.Close)
-	s := grpc.NewServer(append(guard.ServerOptions(), grpc.WaitForHandlers(true))...)
+	guards := []*config.Guard{guard}
+	w.t.Cleanup(func() {
+		for _, g := range guards {
+			g.Close()
+		}
+	})
+	// The interceptors that a program adds come after the chain.
+	s := grpc.NewServer(append(guard.ServerOptions(), append(w.watching(), grpc.WaitForHandlers(true))...)...)
 	inference.RegisterGRPCInferenceServiceServer(s, w.model)
 	l := w.listen()
 	w.serve(s, l)
 	w.address = l.Addr().String()
 	w.guard = func() *config.Guard { return guard }
-	return w
+	w.reload = func(text string) {
+		w.t.Helper()
+		next, err := config.Build(w.config(text), guards[len(guards)-1], o)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		guards = append(guards, next)
+		next.Enforce()
+	}
 }
 
 // throughGateway is a model server behind the gateway.
 func throughGateway(t *testing.T, text string) *world {
 	w := newWorld(t)
-	s := grpc.NewServer(grpc.Creds(identity.ServerCredentials(w.source("/model"), nil)), grpc.WaitForHandlers(true))
+	w.proxy(text)
+	return w
+}
+
+func (w *world) proxy(text string) {
+	w.t.Helper()
+	s := grpc.NewServer(append(w.watching(), grpc.Creds(identity.ServerCredentials(w.source("/model"), nil)), grpc.WaitForHandlers(true))...)
 	inference.RegisterGRPCInferenceServiceServer(s, w.model)
 	behind := w.listen()
 	w.serve(s, behind)
 
-	cfg := w.config(text)
-	cfg.Listener = &configv1.Listener{Address: "127.0.0.1:0"}
-	cfg.Backends[0].Address = behind.Addr().String()
-	g, err := gateway.New(cfg, w.options("/gateway"))
+	parse := func(text string) *configv1.Config {
+		cfg := w.config(text)
+		cfg.Listener = &configv1.Listener{Address: "127.0.0.1:0"}
+		cfg.Backends[0].Address = behind.Addr().String()
+		return cfg
+	}
+	g, err := gateway.New(parse(text), w.options("/gateway"))
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	l := w.listen()
 	done := make(chan struct{})
@@ -139,13 +179,47 @@ func throughGateway(t *testing.T, text string) *world {
 		defer close(done)
 		_ = g.Serve(l)
 	}()
-	t.Cleanup(func() {
+	w.t.Cleanup(func() {
 		g.Shutdown()
 		<-done
 	})
 	w.address = l.Addr().String()
 	w.guard = g.Guard
-	return w
+	w.reload = func(text string) {
+		w.t.Helper()
+		if err := g.Reload(parse(text)); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// watching has a server note which metadata its handlers see.
+func (w *world) watching() []grpc.ServerOption {
+	note := func(ctx context.Context) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.seen = md
+	}
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+			note(ctx)
+			return h(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+			note(ss.Context())
+			return h(srv, ss)
+		}),
+	}
+}
+
+// saw is the metadata that the model server saw last, and forgets it.
+func (w *world) saw() metadata.MD {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	md := w.seen
+	w.seen = nil
+	return md
 }
 
 // client connects with the identity of a path.

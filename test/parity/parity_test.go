@@ -106,6 +106,14 @@ inspect: {responses: true, rules: "Include @sluice/personal.conf"}
 		before: inferences{request("echo", "", prompt(words(8)), param("max_tokens", 12))},
 		unary:  request("echo", "", prompt("one"), param("max_tokens", 8)),
 		want:   outcome{Code: codes.ResourceExhausted, Reason: "BUDGET_EXHAUSTED", Retry: true, Quota: "tokens"}},
+	{name: "clamped to its budget", config: "budgets: [{name: b, tokens: 12, clamp: true, calendar: CALENDAR_MONTH}]",
+		unary: request("echo", "", prompt("one two"), param("max_tokens", 100)), want: outcome{Text: "one two"}},
+	{name: "budget of money that is spent", config: `
+prices: [{model: "*", input_micros_per_million: 1000000, output_micros_per_million: 2000000}]
+budgets: [{name: purse, per: [BUDGET_KEY_TENANT], money_micros: 20, window: 60s}]
+`, before: inferences{request("echo", "", prompt(words(6)), param("max_tokens", 6))},
+		unary: request("echo", "", prompt("one"), param("max_tokens", 2)),
+		want:  outcome{Code: codes.ResourceExhausted, Reason: "BUDGET_EXHAUSTED", Retry: true, Quota: "money"}},
 	{name: "budget for life", config: "budgets: [{name: life, tokens: 10}]",
 		unary: request("echo", "", prompt("one"), param("max_tokens", 10)),
 		want:  outcome{Code: codes.ResourceExhausted, Reason: "BUDGET_EXHAUSTED", Quota: "tokens"}},

@@ -35,6 +35,7 @@ import (
 	"github.com/sluicegate/sluice/interceptors/identity"
 	"github.com/sluicegate/sluice/interceptors/telemetry"
 	"github.com/sluicegate/sluice/proto/gen/inference"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/sluicegate/sluice/test/model"
 )
 
@@ -77,19 +78,21 @@ func demoCommand(args []string, stdout, stderr io.Writer) int {
 type demo struct {
 	view
 
-	folder    string
-	gateway   *gateway.Gateway
-	model     *model.Server
-	address   string // of the gateway
-	modelAt   string
-	collector collector
-	tracer    *sdktrace.TracerProvider // the client's
-	clients   map[string]*client
-	nobody    *tls.Config // of a client without a certificate
-	promises  []*promise
-	shown     trace.SpanID // the call whose tree is shown
-	failed    bool         // a check of the promise at hand did
-	closers   []func()
+	folder  string
+	gateway *gateway.Gateway
+	// The configuration that the gateway began with.
+	configuration *configv1.Config
+	model         *model.Server
+	address       string // of the gateway
+	modelAt       string
+	collector     collector
+	tracer        *sdktrace.TracerProvider // the client's
+	clients       map[string]*client
+	nobody        *tls.Config // of a client without a certificate
+	promises      []*promise
+	shown         trace.SpanID // the call whose tree is shown
+	failed        bool         // a check of the promise at hand did
+	closers       []func()
 
 	mu   sync.Mutex
 	sent []string // every prompt, to look for afterwards
@@ -239,6 +242,7 @@ func (d *demo) startGateway(configuration, listen string, log *slog.Logger) erro
 	}
 	cfg, err := config.Read(d.file("sluice.yaml"))
 	if err == nil {
+		d.configuration = cfg
 		d.gateway, err = gateway.New(cfg, d.options("gateway", log))
 	}
 	if err != nil {

@@ -55,7 +55,7 @@ func (d *demo) startClients() error {
 	d.clients = make(map[string]*client)
 	expected := spiffeid.RequireFromString("spiffe://sluice.dev/gateway")
 	for _, name := range []string{"alice", "bob", "mallory"} {
-		source, err := identity.Open(&configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
+		source, err := identity.Open(context.Background(), &configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
 			Certificate: d.file(name + ".pem"), Key: d.file(name + "-key.pem"), Bundle: d.file("bundle.pem"),
 		}}}, nil)
 		if err != nil {

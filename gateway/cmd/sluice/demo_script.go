@@ -58,6 +58,7 @@ func (d *demo) script() []*promise {
 		{title: "A flood is held off the GPU", run: d.flood},
 		{title: "Who cannot be served in time is told at once", run: d.deadline},
 		{title: "Who goes away gives the permit back", run: d.canceled},
+		{title: "Who loses access is cut off in mid-stream, and nothing else is", run: d.accessLost},
 		{title: "What cannot be seen, and what rules the server, is refused", run: d.controls},
 		{title: "What decoders may read differently is refused", run: d.ambiguous},
 		{title: "All of it is one trace, without a word of a prompt", run: d.traced},
@@ -339,6 +340,33 @@ func (d *demo) canceled(ctx context.Context) {
 	d.check(n == poolSize, "the model heard of %d cancellations, and stopped work", n)
 }
 
+func (d *demo) accessLost(ctx context.Context) {
+	less := proto.CloneOf(d.configuration)
+	less.Identity.Rules[0].Models = []string{"echo"} // and not words any more
+	done := make(chan []result, 1)
+	began := time.Now()
+	go func() {
+		done <- d.stream(ctx, "alice",
+			prompt("words", strings.Repeat(greeting+" ", 50), withID("lost"), withDelay(20*time.Millisecond)),
+			prompt("echo", greeting, withID("kept"), withDelay(time.Second)))
+	}()
+	both := func() bool { // and some words are on their way
+		return d.model.Stats("words").Active == 1 && d.model.Stats("echo").Active == 1 && time.Since(began) > 200*time.Millisecond
+	}
+	d.check(until(ctx, both), "alice has a stream with two inferences; a reload takes one of the two models from her")
+	changed := time.Since(began)
+	err := d.gateway.Reload(less)
+	s := <-done
+	if err == nil {
+		err = d.gateway.Reload(d.configuration)
+	}
+	d.check(err == nil, "both reloads went well")
+	d.measured(ctx, []string{"lost", "kept"}, &s[0], &s[1])
+	d.expect("alice", "ModelStreamInfer words, which she may not use any more", s[0], codes.PermissionDenied, interceptors.ModelDenied)
+	d.check(s[0].words > 0 && s[0].took-changed < time.Second, "refused %s after the reload began, after %d of its words", took(s[0].took-changed), s[0].words)
+	d.expect("alice", "the same stream, echo “"+greeting+"”", s[1], codes.OK, "")
+}
+
 func (d *demo) controls(ctx context.Context) {
 	before := d.model.Seen()
 	memory, _ := d.call(ctx, "SystemSharedMemoryRegister", func(ctx context.Context) error {
@@ -470,7 +498,7 @@ func (d *demo) nothingLeft(ctx context.Context) {
 		if service(s) != "gateway" {
 			continue
 		}
-		var tenant, outcome string
+		var tenant, outcome, model string
 		var n int64
 		for _, a := range s.Attributes() {
 			switch a.Key {
@@ -478,15 +506,17 @@ func (d *demo) nothingLeft(ctx context.Context) {
 				tenant = a.Value.AsString()
 			case "sluice.outcome":
 				outcome = a.Value.AsString()
+			case "gen_ai.request.model":
+				model = a.Value.AsString()
 			case "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens":
 				n += a.Value.AsInt64()
 			}
 		}
-		switch outcome {
-		case "served":
-			used[tenant] += n
-		case "cut":
+		switch {
+		case outcome == "cut" && model == "story": // by its budget
 			used[tenant] += storyBudget
+		case outcome == "served" || outcome == "cut":
+			used[tenant] += n
 		}
 	}
 	used["acme"] += d.model.Stats("echo").Canceled * tokens.Count([]byte(heldPrompt))

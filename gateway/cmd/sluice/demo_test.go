@@ -48,8 +48,8 @@ func TestDemoSeesBrokenPromises(t *testing.T) {
 		{"answers are not read", "responses: true", "responses: false", []int{4}},
 		{"a larger budget", "tokens: 40", "tokens: 41", []int{5}},
 		{"more permits than there is GPU", "capacity: 2", "capacity: 3", []int{6}},
-		{"shared memory passes", "dialect: DIALECT_TRITON", "dialect: DIALECT_TRITON\n    allow_shared_memory: true", []int{9}},
-		{"what is ambiguous passes", "inspect:", "messages: { lenient: true }\n\ninspect:", []int{10}},
+		{"shared memory passes", "dialect: DIALECT_TRITON", "dialect: DIALECT_TRITON\n    allow_shared_memory: true", []int{10}},
+		{"what is ambiguous passes", "inspect:", "messages: { lenient: true }\n\ninspect:", []int{11}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -21,7 +21,7 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 	}
 	typed := regexp.MustCompile("(?m)(?:^|`|[ |]|/)sluice ([a-z]+)((?: [^`#|\n]*)?)(?:[`#|\n]|$)")
 	code := regexp.MustCompile("(?ms)^```(?:sh|console)?\n.*?^```$|^    [^\n]*$|`[^`\n]+`")
-	flag := regexp.MustCompile(`--?([a-z-]+)`)
+	flag := regexp.MustCompile(`(?:^|[ [])--?([a-z-]+)`)
 	found := make(map[string]bool)
 	for _, page := range pages {
 		text, err := os.ReadFile(page)
@@ -47,7 +47,7 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"serve", "check", "inspect", "scan", "issue", "demo", "model", "version"} {
+	for _, command := range []string{"serve", "check", "authz", "inspect", "scan", "issue", "demo", "model", "version"} {
 		if !found[command] {
 			t.Errorf("no page names sluice %s", command)
 		}

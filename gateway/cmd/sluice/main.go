@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	_ "time/tzdata" // the image has no files of time zones, and calendars of budgets need them
 )
 
 const usage = `sluice guards AI inference over gRPC.
@@ -14,6 +15,9 @@ const usage = `sluice guards AI inference over gRPC.
   sluice serve --config FILE     run the gateway
   sluice demo [--once]           watch a model being guarded, on embedded defaults
   sluice check --config FILE     say whether a configuration is good, and where it is not
+  sluice authz explain --config FILE --principal ID --method M
+                                 say whether a request is allowed, and by which rule
+  sluice authz test FILE...      try authorization rules by cases
   sluice inspect [--config FILE] judge texts: JSON lines {id,text} in, {id,verdict,score,rules} out
   sluice scan --method M FILE    show the text in a recorded message, field by field
   sluice model --listen ADDR     run the small model server that the demo uses
@@ -37,6 +41,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return serveCommand(args, stdout, stderr)
 	case "check":
 		return checkCommand(args, stdout, stderr)
+	case "authz":
+		return authzCommand(args, stdout, stderr)
 	case "inspect":
 		return inspectCommand(args, stdin, stdout, stderr)
 	case "scan":

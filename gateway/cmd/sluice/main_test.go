@@ -212,7 +212,7 @@ func TestIssue(t *testing.T) {
 		t.Errorf("%d files, want 5: the authority's key must not be there", len(entries))
 	}
 	for name, id := range map[string]string{"gateway": "/gateway", "acme-alice": "/acme/alice"} {
-		s, err := identity.Open(&configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
+		s, err := identity.Open(t.Context(), &configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
 			Certificate: filepath.Join(dir, name+".pem"), Key: filepath.Join(dir, name+"-key.pem"), Bundle: filepath.Join(dir, "bundle.pem"),
 		}}}, nil)
 		if err != nil {

@@ -23,6 +23,9 @@ func TestModelCommandUsage(t *testing.T) {
 		{"--cert", "a.pem"},
 		{"--allow", "spiffe://sluice.dev/gateway"},
 		{"--cert", "a.pem", "--key", "b.pem", "--bundle", "c.pem"},
+		{"--key", "b.pem", "--bundle", "c.pem", "--allow", "spiffe://sluice.dev/gateway"},
+		{"--workload-api", "unix:///none.sock"},
+		{"--workload-api", "unix:///none.sock", "--cert", "a.pem", "--key", "b.pem", "--bundle", "c.pem", "--allow", "spiffe://sluice.dev/gateway"},
 		{"one more"},
 		{"--no-such-flag"},
 	} {
@@ -60,7 +63,7 @@ func TestModelServesWhomItAllows(t *testing.T) {
 		}
 	}
 	f := files("model")
-	cfg, err := modelConfig(f.GetCertificate(), f.GetKey(), f.GetBundle(), "spiffe://sluice.dev/gateway")
+	cfg, err := modelConfig(f.GetCertificate(), f.GetKey(), f.GetBundle(), "", "spiffe://sluice.dev/gateway")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +78,7 @@ func TestModelServesWhomItAllows(t *testing.T) {
 	}
 	address := strings.TrimSpace(strings.TrimPrefix(string(line[:n]), "sluice: model server on "))
 	for name, want := range map[string]codes.Code{"gateway": codes.OK, "alice": codes.PermissionDenied} {
-		source, err := identity.Open(&configv1.Identity{Source: &configv1.Identity_Files{Files: files(name)}}, nil)
+		source, err := identity.Open(t.Context(), &configv1.Identity{Source: &configv1.Identity_Files{Files: files(name)}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

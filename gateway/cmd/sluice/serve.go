@@ -79,7 +79,10 @@ func serve(cfg *configv1.Config, file, seen string, log *slog.Logger, stdout io.
 		return config.Locate(file, err)
 	}
 	defer watch.stop(log)
-	g, err := gateway.New(cfg, config.Options{Logger: log, Telemetry: watch.options})
+	// The wait for an identity ends with the first signal.
+	asked, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	g, err := gateway.New(cfg, config.Options{Context: asked, Logger: log, Telemetry: watch.options})
 	if err != nil {
 		return config.Locate(file, err)
 	}
@@ -172,8 +175,8 @@ func startAdmin(address string, g *gateway.Gateway, metrics http.Handler, log *s
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !g.Ready() {
-			http.Error(w, "not ready", http.StatusServiceUnavailable)
+		if err := g.Ready(); err != nil {
+			http.Error(w, "not ready: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = io.WriteString(w, "ok\n")

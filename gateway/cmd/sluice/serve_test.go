@@ -250,7 +250,7 @@ func TestServe(t *testing.T) {
 	}
 	for name, want := range map[string]string{"alice": "", "bob": "METHOD_DENIED"} {
 		key := filepath.Join(dir, "keys", name)
-		source, err := identity.Open(&configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
+		source, err := identity.Open(t.Context(), &configv1.Identity{Source: &configv1.Identity_Files{Files: &configv1.IdentityFiles{
 			Certificate: key + ".pem", Key: key + "-key.pem", Bundle: filepath.Join(dir, "keys", "bundle.pem"),
 		}}}, nil)
 		if err != nil {

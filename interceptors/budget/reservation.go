@@ -1,0 +1,276 @@
+package budget
+
+import (
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/fields"
+)
+
+// reservation is what one inference holds.
+type reservation struct {
+	waiting
+	ledger    *Ledger
+	inference *interceptors.Inference
+	holds     []hold
+	space     [4]hold // enough for a budget at every level
+	step      int64   // output that a top-up asks for: the smallest of the budgets
+	input     int64   // our count of the input that may be forwarded
+	through   usage   // of all that was let through
+	output    int64   // what the output is clamped to; 0: it is not
+	timed     bool    // GPU time is limited
+}
+
+// begin reserves what the inference asks for.
+func (v *reservation) begin() (shortage, error) {
+	i := v.inference
+	for n := range v.holds {
+		h := &v.holds[n]
+		v.step = min(v.step, h.account.limit.reserve(i.Model))
+		v.timed = v.timed || h.tariff.time > 0
+	}
+	v.through = usage{input: i.InputTokens}
+	want := usage{i.InputTokens, i.MaxOutputTokens, defaultTime.Microseconds()}
+	least := usage{i.InputTokens, i.MaxOutputTokens, 1}
+	clamps := false
+	if i.MaxOutputTokens <= 0 {
+		want.output, least.output = v.step, 1
+	}
+	for n := range v.holds {
+		h := &v.holds[n]
+		h.want, h.least = h.tariff.cost(want), h.tariff.cost(least)
+		clamps = clamps || i.MaxOutputTokens > 1 && h.account.limit.clamp
+	}
+	now := v.ledger.lock(v.holds)
+	defer unlock(v.holds)
+	if clamps {
+		v.fit(least)
+	}
+	return v.ledger.taken(v.holds, false, now)
+}
+
+// fit lowers the output that is asked for to what the accounts with clamp have.
+func (v *reservation) fit(asked usage) {
+	output := asked.output
+	for n := range v.holds {
+		if h := &v.holds[n]; h.account.limit.clamp && !h.account.limit.soft {
+			output = min(output, h.tariff.affords(asked, h.account.room(false)))
+		}
+	}
+	if output == asked.output {
+		return
+	}
+	asked.output = max(1, output)
+	v.output = asked.output
+	for n := range v.holds {
+		h := &v.holds[n]
+		h.least = h.tariff.cost(asked)
+		h.want = h.least
+	}
+}
+
+// used is what the inference has used: our own count is the floor under what
+// the model server reports.
+func (v *reservation) used() usage {
+	i := v.inference
+	u := usage{input: max(v.input, i.ReportedInput), output: max(i.OutputTokens, i.ReportedOutput)}
+	if v.timed && i.Handed {
+		u.time = max(0, time.Since(i.HandedAt).Microseconds())
+	}
+	return u
+}
+
+// Request tops up for what a later message adds to the input.
+func (v *reservation) Request(m *fields.Message) error {
+	if v.output > 0 && !v.inference.Handed {
+		clamp(m, v.inference.MaxOutputTokens, v.output)
+		v.output = 0
+	}
+	before := v.input
+	v.input = max(before, v.inference.InputTokens)
+	if !v.Ready() {
+		return nil
+	}
+	if err := v.cover(); err != nil {
+		v.input = before // it is not forwarded
+		return err
+	}
+	return nil
+}
+
+// Response tops up for what the message adds to the output.
+func (v *reservation) Response(*fields.Message) error { return v.cover() }
+
+// cover makes the grant cover what is used, or cuts the inference.
+func (v *reservation) cover() error {
+	u := v.used()
+	for n := range v.holds {
+		if h := &v.holds[n]; h.tariff.cost(u) > h.granted() {
+			if err := v.topUp(u); err != nil {
+				return err
+			}
+			break
+		}
+	}
+	v.through = u
+	return nil
+}
+
+// topUp takes what the grant lacks, and some in advance if there is so much.
+func (v *reservation) topUp(u usage) error {
+	for n := range v.holds {
+		h := &v.holds[n]
+		h.want, h.least = 0, max(0, h.tariff.cost(u)-h.granted())
+		if h.least > 0 {
+			h.want = max(h.least, h.tariff.cost(usage{output: v.step, time: defaultTime.Microseconds()}))
+		}
+	}
+	short, err := v.ledger.take(v.holds, true)
+	if err == nil && short.account != nil && v.ledger.shared != nil {
+		lost := v.ledger.store(v.inference.Context(), v.holds)
+		if short, err = v.ledger.take(v.holds, true); short.account != nil && lost != nil {
+			err = lost
+		}
+	}
+	if err != nil || short.account == nil {
+		return err
+	}
+	m := short.account.limit
+	d := short.denial(v.inference, interceptors.BudgetCut, "the "+m.metric.noun()+" of budget %q were used up on the way").
+		With("tokensDelivered", strconv.FormatInt(v.through.output, 10))
+	for n := range v.holds {
+		if h := &v.holds[n]; h.account == short.account && h.tariff.output > 0 {
+			d = d.With("tokensGranted", strconv.FormatInt(max(0, h.tariff.affords(v.through, h.granted())), 10))
+		}
+	}
+	return d
+}
+
+// End settles. What was used beyond the grant is told, not charged.
+func (v *reservation) End(o interceptors.Outcome) {
+	if !v.settle(v.holds) {
+		return
+	}
+	defer letGo(v.holds)
+	i := v.inference
+	var u usage
+	if i.Handed {
+		u = v.used()
+	}
+	var excess []string
+	for n := range v.holds {
+		h := &v.holds[n]
+		cost := int64(0)
+		if i.Handed {
+			cost = h.tariff.cost(u)
+		}
+		charge := min(cost, h.granted())
+		m := h.account.limit
+		if over := cost - charge; over > 0 && !slices.Contains(excess, string(m.metric)) {
+			excess = append(excess, string(m.metric), m.metric.show(over))
+		}
+		h.settle(charge, cost-charge).tell(i)
+		if j := v.ledger.journal; j != nil && cost > charge && m.debt {
+			if err := j.owes(h.account, v.ledger.clock()); err != nil {
+				i.Emit(interceptors.Event{Policy: name, Name: "unwritten", Attributes: []string{"budget", m.name}})
+			}
+		}
+		if i.Handed && o.Err == nil && m.output == 0 {
+			m.learned.learn(i.Model, u.output)
+		}
+	}
+	if excess != nil {
+		i.Emit(interceptors.Event{Policy: name, Name: "excess", Attributes: excess})
+	}
+	if i.ReportedOutput > 0 && drifts(i.OutputTokens, i.ReportedOutput) {
+		i.Emit(interceptors.Event{Policy: name, Name: "drift", Attributes: []string{
+			"counted", strconv.FormatInt(i.OutputTokens, 10), "reported", strconv.FormatInt(i.ReportedOutput, 10)}})
+	}
+}
+
+// drifts reports whether two counts differ by more than a tenth of the larger:
+// what tokenizers of one family differ by on prose. Chosen.
+func drifts(a, b int64) bool { return max(a, b)-min(a, b) > max(a, b)/10 }
+
+// spending is how much an account had spent before and after it was settled.
+type spending struct {
+	limit         *limit
+	before, after int64
+}
+
+// thresholds are the shares of a budget, in percent, at which it is told that
+// they are spent.
+var thresholds = [...]struct {
+	percent int64
+	text    string
+}{{100, "100"}, {80, "80"}, {50, "50"}}
+
+// tell emits the highest threshold that was passed.
+func (s spending) tell(i *interceptors.Inference) {
+	if s.after <= s.before {
+		return
+	}
+	all := s.limit.capacity()
+	for _, t := range thresholds {
+		at := all/100*t.percent + all%100*t.percent/100
+		if s.before < at && s.after >= at {
+			i.Emit(interceptors.Event{Policy: name, Name: "threshold",
+				Attributes: []string{"budget", s.limit.name, "percent", t.text}})
+			return
+		}
+	}
+}
+
+// exhausted refuses an inference for which too little is left.
+func (s *shortage) exhausted(i *interceptors.Inference) *interceptors.Denial {
+	return s.denial(i, interceptors.BudgetExhausted,
+		"budget %q has too "+s.account.limit.metric.few()+" left for the input and the output asked for")
+}
+
+// overRate refuses one request too many.
+func (s *shortage) overRate(i *interceptors.Inference) *interceptors.Denial {
+	return s.denial(i, interceptors.RateExceeded, "the requests of budget %q are used up")
+}
+
+// noun and few are the metric in sentences.
+func (m metric) noun() string {
+	switch m {
+	case money:
+		return "means"
+	case gpuTime:
+		return "GPU seconds"
+	}
+	return string(m)
+}
+
+func (m metric) few() string {
+	if m == money {
+		return "little money"
+	}
+	return "few " + m.noun()
+}
+
+// denial says which budget is short, and what would help. The text has a verb
+// for its name.
+func (s *shortage) denial(i *interceptors.Inference, reason interceptors.Reason, text string) *interceptors.Denial {
+	m := s.account.limit
+	switch {
+	case s.wanted > m.capacity():
+		text += "; it never has so many: ask for less"
+	case s.retryAfter > 0:
+		text += "; try again when it is refilled"
+	default:
+		text += ", and it is not refilled"
+	}
+	units, _ := m.metric.unit()
+	d := interceptors.Deny(name, reason, text, m.name).
+		With("budget", m.name).
+		With("limit", m.metric.show(m.capacity())).
+		With("remaining", m.metric.show(max(0, s.remaining))).
+		With("requested", m.metric.show(s.wanted))
+	d.RetryAfter = s.retryAfter
+	d.Quota = &interceptors.Quota{Subject: m.subject(m.key(i)), Metric: string(m.metric), ID: m.name, Limit: m.capacity() / units}
+	return d
+}

@@ -1,0 +1,104 @@
+package budget
+
+import (
+	"context"
+	"sync"
+
+	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/fields"
+)
+
+// waiting is the state of what may have to wait for the shared store before it
+// holds anything. It may end while it waits.
+type waiting struct {
+	mu      sync.Mutex
+	pending bool // nothing is held yet
+	asking  bool // Wait is at work
+	settled bool
+}
+
+// Ready reports that there is nothing to wait for.
+func (w *waiting) Ready() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.pending
+}
+
+// settle ends it, and reports whether there is something held to be settled: once.
+func (w *waiting) settle(holds []hold) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.settled {
+		return false
+	}
+	w.settled = true
+	if w.pending && !w.asking {
+		letGo(holds)
+	}
+	return !w.pending
+}
+
+// wait asks the store, and then takes. If that fails nothing is held.
+func (w *waiting) wait(ctx context.Context, l *Ledger, holds []hold, take func() (shortage, error),
+	denial func(shortage) *interceptors.Denial) error {
+	w.mu.Lock()
+	if w.settled {
+		w.mu.Unlock()
+		return context.Canceled
+	}
+	w.asking = true
+	w.mu.Unlock()
+	lost := l.store(ctx, holds)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asking = false
+	if w.settled {
+		letGo(holds)
+		return context.Canceled
+	}
+	short, err := take()
+	switch {
+	case err != nil:
+		return err
+	case short.account != nil && lost != nil:
+		return lost
+	case short.account != nil:
+		return denial(short)
+	}
+	w.pending = false
+	return nil
+}
+
+// Wait asks the shared store for what the inference needs.
+func (v *reservation) Wait(ctx context.Context) error {
+	return v.wait(ctx, v.ledger, v.holds, v.begin, func(s shortage) *interceptors.Denial { return s.exhausted(v.inference) })
+}
+
+// turn is a request that is not spent yet, because the shared store must be asked.
+type turn struct {
+	waiting
+	ledger    *Ledger
+	inference *interceptors.Inference
+	holds     []hold
+}
+
+// Wait spends it.
+func (t *turn) Wait(ctx context.Context) error {
+	return t.wait(ctx, t.ledger, t.holds, func() (shortage, error) { return t.ledger.take(t.holds, false) },
+		func(s shortage) *interceptors.Denial { return s.overRate(t.inference) })
+}
+
+// Request and Response have nothing to see.
+func (t *turn) Request(*fields.Message) error  { return nil }
+func (t *turn) Response(*fields.Message) error { return nil }
+
+// End keeps it spent.
+func (t *turn) End(interceptors.Outcome) {
+	if !t.settle(t.holds) {
+		return
+	}
+	for n := range t.holds {
+		t.holds[n].settle(t.holds[n].granted(), 0)
+	}
+	letGo(t.holds)
+}
