@@ -59,7 +59,6 @@ type engine struct {
 type rule struct {
 	id       int
 	class    string
-	severity float64
 	shadow   bool
 	annotate bool // the model server is told
 	log      bool // a match is an event, whatever else it is
@@ -226,6 +225,9 @@ func (e *engine) compile(sources []source, shadow []uint32) error {
 		e.request.partial, e.answer.partial = true, true
 	}
 	for _, p := range []*plan{&e.request, &e.answer} {
+		if p.foreign || p.partial {
+			p.scored = everywhere
+		}
 		for _, r := range p.rules {
 			p.names = p.names || slices.ContainsFunc(r.targets, func(t target) bool { return t.names })
 		}
@@ -234,22 +236,16 @@ func (e *engine) compile(sources []source, shadow []uint32) error {
 	return nil
 }
 
-// severities are the scores of SecLang's severities, EMERGENCY to DEBUG.
-var severities = []float64{1, .95, .9, .8, .6, .4, .2, .1}
-
 // observe learns a rule and what the plan has to know of it.
 func (e *engine) observe(m types.RuleMetadata) error {
 	if m.SecMark() != "" {
 		return nil
 	}
-	r := &rule{id: m.ID(), class: "rule", severity: .5}
+	r := &rule{id: m.ID(), class: "rule"}
 	for _, t := range m.Tags() {
 		if c, ok := strings.CutPrefix(t, "class/"); ok {
 			r.class = c
 		}
-	}
-	if s := m.Severity().Int(); s >= 0 && s < len(severities) {
-		r.severity = severities[s]
 	}
 	e.rules[r.id] = r
 	raw := m.Raw()
@@ -277,16 +273,22 @@ func (e *engine) observe(m types.RuleMetadata) error {
 	if !ok || transforms(raw) {
 		p.foreign = true
 	}
+	if mask&scoreMask != 0 && p == &e.answer {
+		return fail("@sluiceScore goes with requests: the classifier knows what is said to a model, not what it answers")
+	}
 	p.mask |= mask
 	one, ok := planRule(raw, r, m.Phase())
 	if ok {
 		p.rules = append(p.rules, one)
 	}
+	if mask&scoreMask != 0 {
+		p.score(&one, ok)
+	}
 	p.partial = p.partial || !ok
-	if rest := raw; strings.Contains(rest, "\n") { // the rest of a chain may ask for more
-		for _, l := range strings.Split(rest, "\n")[1:] {
-			mask, _ := ownOperator(l)
-			p.mask |= mask & kindMask
+	if hasAction(lower, "chain") { // the rest of it, which is not told of, may ask for anything
+		p.mask = ^uint64(0)
+		if p == &e.answer {
+			p.mask &^= scoreMask
 		}
 	}
 	return nil
@@ -344,6 +346,8 @@ const (
 	inParameter               // ARGS_GET
 	inIdentifier              // ARGS_PATH
 	inAnswer                  // RESPONSE_ARGS
+	inNames                   // ARGS_NAMES: no text is there, names of texts are
+	places
 )
 
 // outcome is what a transaction decided.
@@ -402,9 +406,9 @@ func (e *engine) judge(texts []text, answer bool) (o outcome, err error) {
 		texts[i].at = len(buf)
 		buf = append(buf, texts[i].value...)
 	}
-	p := &pass{engine: e, base: unsafe.String(unsafe.SliceData(buf), len(buf)), mask: e.request.mask, texts: texts}
+	p := &pass{engine: e, base: unsafe.String(unsafe.SliceData(buf), len(buf)), names: e.request.reads(inNames), texts: texts}
 	if answer {
-		p.mask = e.answer.mask
+		p.names = e.answer.reads(inNames)
 	}
 	id := strconv.FormatUint(transactionID.Add(1), 36)
 	passes.Store(id, p)
@@ -465,7 +469,7 @@ func (e *engine) judge(texts []text, answer bool) (o outcome, err error) {
 	if in := tx.Interruption(); in != nil {
 		o.denied = e.rules[in.RuleID]
 		if o.denied == nil {
-			o.denied = &rule{id: in.RuleID, class: "rule", severity: .5}
+			o.denied = &rule{id: in.RuleID, class: "rule"}
 		}
 		for _, h := range o.matched {
 			if h.rule == o.denied {

@@ -15,18 +15,24 @@
 // a rule for one is an error. Every occurrence of a field is inspected, also one
 // that decoders would drop.
 //
-// Beside Coraza's operators there are four of ours:
+// Beside Coraza's operators there are five of ours:
 //
 //	@sluicePhrases injection,extraction,jailbreak,exfiltration,tool,hidden,canary
 //	@sluicePersonal email,phone,card,iban,ssn,id,ip
 //	@sluiceSecret privatekey,aws,github,token,assigned
 //	@sluiceStructure script,repetition,control
+//	@sluiceScore 0.005
 //
 // and two actions: redact, which goes with the second and third: what was found
 // becomes "[redacted:email]"; and annotate: the model server gets the rule's
 // class as metadata (AnnotationHeader). The files @sluice/starter.conf (used by
 // default), @sluice/personal.conf, @sluice/secrets.conf and
 // @sluice/structure.conf can be included.
+//
+// @sluiceScore is the classifier's (package classify): it matches where the score
+// of a prompt is one that less than this share of harmless texts reaches. It reads
+// all that a text stands for, too, and only where a rule asks for it. In requests
+// of several prompts it reads each, and all in a row.
 //
 // Every text is read once, before the rules, as it came and in all that it
 // stands for: normalised (see normalize.go), decoded to a depth of three and
@@ -147,9 +153,12 @@ type output struct {
 // chunk; further ones are read chunk by chunk.
 const maxOutputs = 64
 
+// Deaf says whether responses are inspected.
+func (p *part) Deaf() bool { return !p.policy.responses }
+
 // Response inspects a response message.
 func (p *part) Response(m *fields.Message) error {
-	if !p.policy.responses {
+	if p.Deaf() {
 		return nil
 	}
 	e := p.policy.engine

@@ -3,12 +3,14 @@ package inspect
 import (
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"unsafe"
 
 	"github.com/corazawaf/coraza/v3/experimental/plugins"
 	"github.com/corazawaf/coraza/v3/experimental/plugins/plugintypes"
+	"github.com/sluicegate/sluice/interceptors/inspect/classify"
 )
 
 // A detector is one bit: bit i for kinds[i], the classes of phrases above.
@@ -25,12 +27,19 @@ const (
 	oddScript
 	repetition
 	controls
+	firstScore // the score of the classifier is over the threshold for scoreRates[0], and so on
 )
+
+// scoreRates are the arguments of @sluiceScore: shares of harmless texts. Beyond
+// them the classifier was not measured.
+var scoreRates = [...]float64{.05, .02, .01, .005, .002}
+
+const scoreMask = firstScore<<len(scoreRates) - firstScore
 
 // Masks of detectors by what they look at.
 const (
 	phraseMask    = hiddenText | classInjection | classExtraction | classJailbreak | classExfiltration | classTool
-	surfaceMask   = phraseMask | canary // found in the stream of normalised text
+	surfaceMask   = phraseMask | canary | scoreMask // found in the stream of normalised text
 	structureMask = oddScript | repetition | controls
 )
 
@@ -59,6 +68,25 @@ func kindClasses(secret bool) map[string]uint64 {
 	return m
 }
 
+// scoreClasses are the arguments of @sluiceScore.
+var scoreClasses = func() map[string]uint64 {
+	m := make(map[string]uint64)
+	for i, rate := range scoreRates {
+		m[strconv.FormatFloat(rate, 'g', -1, 64)] = firstScore << i
+	}
+	return m
+}()
+
+// overRates are the detectors that a score of the classifier fires.
+func overRates(score float32) (found uint64) {
+	for i, rate := range scoreRates {
+		if score > classify.Threshold(rate) {
+			found |= firstScore << i
+		}
+	}
+	return found
+}
+
 // kindMask covers the detectors that find spans.
 const kindMask uint64 = 1<<firstClass - 1
 
@@ -68,6 +96,7 @@ var operators = map[string]map[string]uint64{
 	"sluicePersonal":  kindClasses(false),
 	"sluiceSecret":    kindClasses(true),
 	"sluiceStructure": structureClasses,
+	"sluiceScore":     scoreClasses,
 }
 
 func init() {
@@ -114,7 +143,7 @@ var passes sync.Map
 type pass struct {
 	engine *engine
 	base   string // every name and value
-	mask   uint64 // detectors that some rule asks for
+	names  uint64 // detectors that some rule asks for of names
 	texts  []text
 	last   struct {
 		text *text // nil if what matched is no text as it came
@@ -192,7 +221,7 @@ func (d detect) Evaluate(tx plugintypes.TransactionState, value string) bool {
 		found = p.read(value, uint64(d))
 	case name:
 		if !t.seen {
-			t.named, t.seen = p.read(value, p.mask), true
+			t.named, t.seen = p.read(value, p.names), true
 		}
 		found, t = t.named, nil
 	default:

@@ -17,8 +17,33 @@ type plan struct {
 	foreign bool   // some rule asks for more: every message is a transaction
 	partial bool   // some rule is not one of rules: what fires is a transaction
 	rules   []planned
-	names   bool // some rule reads names
+	names   bool         // some rule reads names
+	scored  [places]bool // where the classifier's score is asked for
 }
+
+// reads are the detectors to read texts of a place with.
+func (p *plan) reads(at place) uint64 {
+	if !p.scored[at] {
+		return p.mask &^ scoreMask
+	}
+	return p.mask
+}
+
+// score notes where a rule asks for the score; a rule that is not planned may
+// ask for it everywhere.
+func (p *plan) score(r *planned, known bool) {
+	for _, t := range r.targets {
+		for at := range t.places {
+			p.scored[at] = p.scored[at] || t.places[at] && !t.names
+		}
+		p.scored[inNames] = p.scored[inNames] || t.names
+	}
+	if !known {
+		p.scored = everywhere
+	}
+}
+
+var everywhere = [places]bool{true, true, true, true, true}
 
 func (p *plan) needed(found uint64) bool { return p.foreign || found&p.mask != 0 }
 
@@ -188,7 +213,7 @@ func (e *engine) matches(r *planned, p *plan, texts []text, o *outcome) (first i
 			found := x.found
 			if target.names {
 				if !x.seen {
-					if x.named, err = e.readName(x.name, p.mask); err != nil {
+					if x.named, err = e.readName(x.name, p.reads(inNames)); err != nil {
 						return -1, err
 					}
 					x.seen = true

@@ -29,6 +29,9 @@ func randomRules(r *rand.Rand) string {
 		}
 		op := pick("@sluicePhrases "+some("injection", "extraction", "jailbreak", "hidden", "tool"), "@sluicePersonal "+some("email", "card", "phone", "ip"),
 			"@sluiceSecret "+some("github", "token", "assigned"), "@sluiceStructure "+some("script", "control"))
+		if !answer && r.IntN(4) == 0 {
+			op = "@sluiceScore " + pick("0.05", "0.02", "0.01", "0.005", "0.002", "0.05,0.002")
+		}
 		action := pick("deny", "pass", "deny,status:403", "")
 		if strings.Contains(op, "Personal") || strings.Contains(op, "Secret") {
 			action = pick("deny", "pass,redact", "pass, redact", "redact", "deny,redact")
@@ -87,7 +90,7 @@ func TestPlan(t *testing.T) {
 	if testing.Short() {
 		sets = 30
 	}
-	denied, passed, redacted, skipped := 0, 0, 0, 0
+	denied, passed, redacted, skipped, scored := 0, 0, 0, 0, 0
 	for range sets {
 		rules := randomRules(r)
 		cfg := &configv1.Inspect{NoStarterRules: true, Rules: rules, Responses: true}
@@ -126,6 +129,9 @@ func TestPlan(t *testing.T) {
 				}
 			}
 			redacted += len(want.redactions)
+			if strings.Contains(rules, "@sluiceScore") && all&scoreMask != 0 {
+				scored++
+			}
 			if want.denied != nil {
 				denied++
 			} else {
@@ -133,8 +139,8 @@ func TestPlan(t *testing.T) {
 			}
 		}
 	}
-	if denied < 100 || passed < 100 || redacted < 100 || skipped < 100 {
-		t.Errorf("%d denied, %d passed, %d redactions, %d skipped: the texts prove nothing", denied, passed, redacted, skipped)
+	if denied < 100 || passed < 100 || redacted < 100 || skipped < 100 || scored < 100 {
+		t.Errorf("%d denied, %d passed, %d redactions, %d skipped, %d scored: the texts prove nothing", denied, passed, redacted, skipped, scored)
 	}
 }
 
@@ -170,6 +176,7 @@ func TestNoPlan(t *testing.T) {
 		`SecRule ARGS "@sluicePhrases tool" "id:1,phase:2,pass,skip:1"`,
 		`SecRule ARGS "@sluicePhrases tool" "id:1,phase:2,pass,ctl:ruleRemoveById=2"`,
 		`SecRule ARGS "@sluicePhrases tool" "id:1,phase:2,block"`,
+		`SecRule ARGS "!@sluiceScore 0.01" "id:1,phase:2,deny"`,
 		`SecRule ARGS "@sluicePhrases tool" "id:1,phase:2,deny,chain"` + "\nSecRule ARGS \"@contains x\" \"t:none\"",
 		`SecRule &ARGS "@sluicePhrases tool" "id:1,phase:2,deny"`,
 		`SecRule ARGS_POST:/^a/ "@sluicePhrases tool" "id:1,phase:2,deny"`,

@@ -1,8 +1,12 @@
 package inspect
 
 import (
+	"math"
 	"slices"
 	"sync"
+	"unicode/utf8"
+
+	"github.com/sluicegate/sluice/interceptors/inspect/classify"
 )
 
 // Normalize appends the normalised form of a text to dst: what the phrases are
@@ -41,6 +45,10 @@ type scratch struct {
 	over  bool   // the text stands for more than is read
 	work  int    // bytes of text read so far
 	limit int
+
+	scored bool    // the classifier reads along
+	logit  float32 // the highest that it came to
+	score  float32
 
 	buf     []byte
 	letters []byte
@@ -90,10 +98,21 @@ func (s *scratch) room(n int) (b []byte, mark int) {
 	return s.buf[mark : mark+n : mark+n], mark
 }
 
-// start forgets what was found, and allows the work for a text of n bytes.
-func (s *scratch) start(n int) {
+// start forgets what was found, and allows the work for a text of n bytes, of
+// which detectors of the mask are asked for.
+func (s *scratch) start(n int, mask uint64) {
 	s.found, s.spans, s.over = 0, s.spans[:0], false
 	s.work, s.limit = 0, maxWork*n+smallWork
+	s.scored, s.logit, s.score = mask&scoreMask != 0, float32(math.Inf(-1)), 0
+}
+
+// judge ends the reading of a text for which the detectors in hits fired, too:
+// it takes the classes of phrases, and so comes after all of them.
+func (s *scratch) judge(hits uint64) {
+	if s.scored {
+		s.score = classify.Judge(s.logit, classify.Classes((s.found|hits)&phraseMask>>firstClass))
+		s.found |= overRates(s.score)
+	}
 }
 
 // spend reports whether n more bytes may be read.
@@ -108,14 +127,18 @@ func (s *scratch) spend(n int) bool {
 
 // whole reads one text.
 func (s *scratch) whole(text []byte, mask uint64) {
-	s.start(len(text))
+	s.start(len(text), mask)
 	s.layer(text, mask, 0)
+	s.judge(0)
 }
 
 // layer reads a text: its surface and what is beneath.
 func (s *scratch) layer(text []byte, mask uint64, depth int) {
 	if mask&surfaceMask != 0 {
 		s.match(text)
+		if depth == 0 || legible(text) {
+			s.show(text)
+		}
 	}
 	s.beneath(text, mask, depth)
 }
@@ -172,13 +195,32 @@ func (s *scratch) match(text []byte) {
 	}
 	s.open()
 	s.found |= s.flow(text) | s.end()
-	s.show(text)
 }
 
-// show hands the normalised form of a text to yield.
+// legible reports whether what was decoded may be text: of other bytes, such as
+// those of a key, the classifier knows nothing.
+func legible(text []byte) bool {
+	bad := 0
+	for i := 0; i < len(text); {
+		r, n := utf8.DecodeRune(text[i:])
+		i += n
+		if r == utf8.RuneError && n == 1 {
+			bad++
+		}
+	}
+	return bad*8 <= len(text)
+}
+
+// show hands the normalised form of a text to the classifier and to yield.
 func (s *scratch) show(text []byte) {
+	if !s.scored && s.yield == nil {
+		return
+	}
+	s.normal = appendNormal(slices.Grow(s.normal[:0], len(text)), text)
+	if s.scored {
+		s.logit = max(s.logit, classify.Logit(s.normal))
+	}
 	if s.yield != nil {
-		s.normal = appendNormal(s.normal[:0], text)
 		s.yield(s.normal)
 	}
 }

@@ -8,7 +8,8 @@ import (
 // Request inspects a request message.
 func (p *part) Request(m *fields.Message) error {
 	e := p.policy.engine
-	mask := e.request.mask
+	plan := &e.request
+	prompt, parameter, identifier, named := plan.reads(inPrompt), plan.reads(inParameter), plan.reads(inIdentifier), plan.reads(inNames)
 	s := borrow(p.policy.engine)
 	defer s.put()
 	found, all, names := p.room(), uint64(0), uint64(0)
@@ -23,8 +24,8 @@ func (p *part) Request(m *fields.Message) error {
 				break
 			}
 			prompts++
-			s.start(len(text))
-			if mask&surfaceMask != 0 {
+			s.start(len(text), prompt)
+			if prompt&surfaceMask != 0 {
 				// One matcher for all prompts: an element is judged singly, and
 				// joined to those before.
 				if p.prompt == nil {
@@ -34,20 +35,21 @@ func (p *part) Request(m *fields.Message) error {
 				s.found = p.prompt.flow(text) | p.prompt.pause()
 				s.show(text)
 			}
-			s.beneath(text, mask, 0)
+			s.beneath(text, prompt, 0)
+			s.judge(0)
 			hits = s.found
 		case inParameter:
 			if key := m.Key(f); key != "" && !m.IsElement(f) {
-				s.whole([]byte(key), mask&surfaceMask)
+				s.whole([]byte(key), named&surfaceMask)
 				names |= s.found
 				if s.over {
 					return tooDeep()
 				}
 			}
-			s.whole(text, mask)
+			s.whole(text, parameter)
 			hits = s.found
 		case inIdentifier:
-			s.whole(text, mask)
+			s.whole(text, identifier)
 			hits = s.found
 		}
 		if s.over {
@@ -57,7 +59,7 @@ func (p *part) Request(m *fields.Message) error {
 		all |= hits
 	}
 	for n := range m.Tensors {
-		s.whole(m.Name(&m.Tensors[n]), mask)
+		s.whole(m.Name(&m.Tensors[n]), identifier|named)
 		names |= s.found
 		if s.over {
 			return tooDeep()
@@ -65,7 +67,7 @@ func (p *part) Request(m *fields.Message) error {
 	}
 	all |= names
 	p.found = found
-	if joined := p.joined(m, s, prompts); joined != 0 {
+	if joined := p.joined(m, s, prompts, all); joined != 0 {
 		// What is encoded over several elements shows at the last of them.
 		all |= joined
 		for n := len(m.Fields) - 1; n >= 0; n-- {
@@ -78,17 +80,17 @@ func (p *part) Request(m *fields.Message) error {
 	if s.over {
 		return tooDeep()
 	}
-	if !e.request.needed(all) {
+	if !plan.needed(all) {
 		p.annotates = false
 		return nil
 	}
 	// The plan needs only those texts that something was found in.
-	some := e.request.whole() && names&e.request.mask == 0
+	some := plan.whole() && names&plan.mask == 0
 	var texts []text
 	for n := range m.Fields {
 		f := &m.Fields[n]
 		pl := placeOf(f.Role)
-		if pl == notInspected || some && found[n]&mask == 0 {
+		if pl == notInspected || some && found[n]&plan.mask == 0 {
 			continue
 		}
 		value := m.Bytes(f)
@@ -102,7 +104,7 @@ func (p *part) Request(m *fields.Message) error {
 			break
 		}
 		v := m.Name(&m.Tensors[n])
-		s.whole(v, mask)
+		s.whole(v, identifier)
 		texts = append(texts, text{place: inIdentifier, name: "tensor_name", value: v, found: s.found, field: -1})
 	}
 	err := p.act(m, texts, false)
@@ -123,10 +125,12 @@ func (p *part) room() []uint64 {
 const tailBytes = 1 << 10
 
 // joined reads what is encoded over several elements or messages: all prompts
-// of the message in a row, after the end of those before.
-func (p *part) joined(m *fields.Message, s *scratch, prompts int) uint64 {
+// of the message in a row, after the end of those before. hits are the detectors
+// that fired on the prompts one by one.
+func (p *part) joined(m *fields.Message, s *scratch, prompts int, hits uint64) uint64 {
 	e := p.policy.engine
-	if mask := e.request.mask & surfaceMask; mask == 0 || prompts == 0 || prompts == 1 && !p.extends() {
+	mask := e.request.reads(inPrompt) & surfaceMask
+	if mask == 0 || prompts == 0 || prompts == 1 && !p.extends() {
 		return 0
 	}
 	row := append([]byte(nil), p.tail...)
@@ -135,9 +139,11 @@ func (p *part) joined(m *fields.Message, s *scratch, prompts int) uint64 {
 			row = append(row, m.Bytes(f)...)
 		}
 	}
-	s.start(len(row))
+	s.start(len(row), mask)
 	if prompts > 1 || len(p.tail) > 0 {
-		s.beneath(row, e.request.mask&surfaceMask, 0)
+		s.show(row)
+		s.beneath(row, mask, 0)
+		s.judge(hits)
 	}
 	if p.extends() {
 		p.tail = append(p.tail[:0], row[max(0, len(row)-tailBytes):]...)

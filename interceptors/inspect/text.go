@@ -1,14 +1,18 @@
 package inspect
 
-import "strconv"
+import (
+	"math"
+	"strconv"
+)
 
 // Verdict is what became of a single text.
 type Verdict struct {
 	// Verdict is "allow", "deny" or "redact".
 	Verdict string `json:"verdict"`
-	// Score is how sure the rules are that it is an attack, from 0 to 1: that of
-	// the severest rule that matched, CRITICAL .9, ERROR .8, WARNING .6, NOTICE .4,
-	// a rule without a severity .5. It is not a probability yet.
+	// Score is how much it looks like an attack to the classifier, from 0 to 1,
+	// whether a rule asks for that or not: about one of 10^4s harmless texts
+	// reaches s, so that @sluiceScore 0.005 begins at .575. It is rounded to four
+	// places, and 1 for a text that stands for more than is read.
 	Score float64 `json:"score"`
 	// Rules are the ids of the rules that matched. A rule that denies ends the
 	// inspection.
@@ -22,11 +26,12 @@ func (p *Policy) Text(prompt []byte) (Verdict, error) {
 	v := Verdict{Verdict: "allow", Rules: []string{}}
 	s := borrow(e)
 	defer s.put()
-	s.whole(prompt, e.request.mask)
+	s.whole(prompt, e.request.mask|scoreMask)
 	if s.over {
 		v.Verdict, v.Score = "deny", 1
 		return v, nil
 	}
+	v.Score = math.Round(float64(s.score)*1e4) / 1e4
 	if !e.request.needed(s.found) {
 		return v, nil
 	}
@@ -42,7 +47,6 @@ func (p *Policy) Text(prompt []byte) (Verdict, error) {
 	}
 	for _, h := range o.matched {
 		if !h.rule.shadow {
-			v.Score = max(v.Score, h.rule.severity)
 			v.Rules = append(v.Rules, strconv.Itoa(h.rule.id))
 		}
 	}

@@ -245,6 +245,7 @@ func (v *view) leet() {
 			out[i] = c
 		}
 		v.match(out)
+		v.show(out)
 		v.buf = v.buf[:mark]
 		if !either {
 			return

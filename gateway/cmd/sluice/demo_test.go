@@ -44,7 +44,7 @@ func TestDemoSeesBrokenPromises(t *testing.T) {
 		broken   []int // promises
 	}{
 		{"alice may use bob's model", "models: [ echo, words ]", "models: [ echo, words, sum ]", []int{1}},
-		{"only watching for injections", "responses: true", "responses: true\n  shadow: [ 700110, 700130 ]", []int{3}},
+		{"only watching for injections", "responses: true", "responses: true\n  shadow: [ 700110, 700130, 700160 ]", []int{3}},
 		{"answers are not read", "responses: true", "responses: false", []int{4}},
 		{"a larger budget", "tokens: 40", "tokens: 41", []int{5}},
 		{"more permits than there is GPU", "capacity: 2", "capacity: 3", []int{6}},

@@ -1,0 +1,186 @@
+// Package classify scores how much a text looks like an attack on a language
+// model: a linear model over hashed n-grams, with the rules that fired as
+// features.
+//
+// The model reads the normalised text in one pass, in constant memory and
+// without allocating. It sums the weights of two tables at once: one judges the
+// whole text, the other the windows of about fifty words that it is made of,
+// of which the worst counts. So a sentence hidden in a long document is seen,
+// though it weighs less than if it stood alone.
+//
+// The weights are made by the program in train, from public data and from the
+// texts that package corpus composes; DATASHEET.md says of what and how well.
+package classify
+
+import (
+	_ "embed"
+	"math"
+	"sync"
+)
+
+// Classes are the classes of rules that fired on a text, a bit for each.
+type Classes uint16
+
+// The classes.
+const (
+	Hidden Classes = 1 << iota
+	Injection
+	Extraction
+	Jailbreak
+	Exfiltration
+	Tool
+
+	classBits = 6
+)
+
+//go:embed weights.bin
+var weights []byte
+
+var shipped = sync.OnceValue(func() *Model {
+	m, err := Load(weights)
+	if err != nil {
+		panic("classify: weights.bin: " + err.Error())
+	}
+	return m
+})
+
+// Score judges a whole normalised text with the embedded model. See
+// [Model.Score].
+func Score(normalised []byte, hits Classes) float32 { return shipped().Score(normalised, hits) }
+
+// Score judges a whole normalised text for which rules of these classes fired,
+// from 0 to 1: of benign texts, about 10^-4s reach a score of s. So .5 stands
+// for one benign text in a hundred, .75 for one in a thousand.
+func (m *Model) Score(normalised []byte, hits Classes) float32 {
+	return m.Calibrate(m.Logit(normalised, hits))
+}
+
+// Logit is the sum of weights behind a score. English written backwards, or with
+// its letters moved by thirteen, is also read turned back: what it says counts if
+// it is worse.
+func (m *Model) Logit(normalised []byte, hits Classes) float32 {
+	s := scanner{sums: sums{model: m}}
+	s.write(normalised)
+	s.end()
+	z := s.logit(hits)
+	if t := s.turned(normalised); t != nil {
+		s = scanner{sums: sums{model: m}}
+		s.write(t)
+		s.end()
+		z = max(z, s.logit(hits))
+	}
+	return z
+}
+
+// Logit is the sum of weights of a whole normalised text with the embedded
+// model, without those of rules: see [Judge].
+func Logit(normalised []byte) float32 { return shipped().Logit(normalised, 0) }
+
+// Judge is the score of a text whose views have the sum logit at most, and for
+// which rules of these classes fired: what [Score] gives for the worst of them.
+func Judge(logit float32, hits Classes) float32 {
+	m := shipped()
+	return m.Calibrate(logit + m.weigh(fired(hits)))
+}
+
+// Norm is what the sum over n features is divided by. It is close to their mean:
+// a little more is made of longer texts, which say more.
+func Norm(n int) float64 { return math.Pow(float64(n), .95) }
+
+// Threshold is the score that a share of benign texts reaches. The shares were
+// measured on sources that the model had not learned from, and doubled.
+func Threshold(rate float64) float32 { return -float32(math.Log10(rate)) / 4 }
+
+// The shares of benign texts that may be refused, for [Threshold]: of what a
+// user writes, and of what a model is given to read (documents, results of
+// tools), which has less reason to speak to a model.
+const (
+	UserRate     = .005
+	DocumentRate = .01
+)
+
+// LeastAlone is how many features a block must have to be a window by itself:
+// those of a few words say too little. A full block has about five hundred.
+const LeastAlone = 200
+
+// sums are the weights of a text so far.
+type sums struct {
+	model         *Model
+	local, global int32 // of this block
+	n             int32
+	before        [2]int32 // local and n of the block before
+	windows       int
+	worst         float32 // of the windows, without scale
+	whole         int64
+	all           int64
+}
+
+func (s *sums) add(ids []uint32, block bool) {
+	t := s.model.table
+	local, global := s.local, s.global
+	for _, id := range ids {
+		pair := t[2*(id&(Buckets-1)):][:2]
+		local += int32(int8(pair[0]))
+		global += int32(int8(pair[1]))
+	}
+	s.local, s.global = local, global
+	s.n += int32(len(ids))
+	if block {
+		s.close()
+	}
+}
+
+// close ends a block: with the one before it, it is a window.
+func (s *sums) close() {
+	if n := s.n + s.before[1]; n > 0 {
+		v := float32(s.local+s.before[0]) / float32(Norm(int(n)))
+		if s.before[1] > 0 && s.n >= LeastAlone {
+			v = max(v, float32(s.local)/float32(Norm(int(s.n))))
+		}
+		if s.windows == 0 || v > s.worst {
+			s.worst = v
+		}
+		s.windows++
+	}
+	s.whole += int64(s.global)
+	s.all += int64(s.n)
+	s.before = [2]int32{s.local, s.n}
+	s.local, s.global, s.n = 0, 0, 0
+}
+
+// logit is the sum for the text that was written.
+func (s *scanner) logit(hits Classes) float32 {
+	m := s.sums.model
+	sum := m.bias + m.scale[0]*s.sums.worst
+	if s.sums.all > 0 {
+		sum += m.scale[1] * float32(float64(s.sums.whole)/Norm(int(s.sums.all)))
+	}
+	return sum + m.weigh(s.dense(hits))
+}
+
+// weigh is the sum of a set of dense features.
+func (m *Model) weigh(set uint64) (sum float32) {
+	for i := range m.dense {
+		if set>>i&1 != 0 {
+			sum += m.dense[i]
+		}
+	}
+	return sum
+}
+
+// Calibrate is the score of a sum of weights.
+func (m *Model) Calibrate(logit float32) float32 {
+	k := m.knots
+	at := func(i int) float32 { return max(0, Threshold(float64(k[i].Rate))) }
+	if logit <= k[0].Logit {
+		return at(0) / (1 + k[0].Logit - logit)
+	}
+	for i := 1; i < len(k); i++ {
+		if logit <= k[i].Logit {
+			part := (logit - k[i-1].Logit) / (k[i].Logit - k[i-1].Logit)
+			return at(i-1) + part*(at(i)-at(i-1))
+		}
+	}
+	top := at(len(k) - 1) // beyond what was measured it nears 1
+	return 1 - (1-top)/(1+(logit-k[len(k)-1].Logit)/4)
+}
