@@ -13,24 +13,26 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
-// Own is what a gateway with this listener serves itself, as its chain sees it.
-func Own(l *configv1.Listener) (*interceptors.Backend, error) { return ownBackend(l.GetReflection()) }
-
-// ownBackend is the gateway itself as the chain sees it, so that the rules
-// decide about what it serves: health (group "health") and reflection, which is
-// management and must be named in full.
-func ownBackend(reflection bool) (*interceptors.Backend, error) {
+// Own is what a gateway with this listener serves itself, as its chain sees it, so
+// that the rules decide about it: health (group "health"), and reflection and the
+// admin API, which are management and must be named in full.
+func Own(l *configv1.Listener) (*interceptors.Backend, error) {
 	files := []protoreflect.FileDescriptor{healthpb.File_grpc_health_v1_health_proto}
-	if reflection {
+	if l.GetReflection() {
 		files = append(files,
 			reflectionpb.File_grpc_reflection_v1_reflection_proto,
 			reflectionalphapb.File_grpc_reflection_v1alpha_reflection_proto)
+	}
+	if l.GetAdminApi() {
+		files = append(files, timestamppb.File_google_protobuf_timestamp_proto, adminv1.File_sluice_admin_v1_admin_proto)
 	}
 	set := new(descriptorpb.FileDescriptorSet)
 	for _, f := range files {

@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/tap"
 
 	"github.com/sluicegate/sluice/interceptors"
 )
@@ -23,20 +24,19 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 		return err
 	}
 	method, _ := grpc.MethodFromServerStream(ss)
-	md, _ := metadata.FromIncomingContext(ctx)
 	rt := g.acquire()
 	defer rt.release()
 
 	call, err := rt.guard.Chain.Begin(ctx, interceptors.CallInfo{
 		FullMethod: method,
 		Peer:       interceptors.PeerFrom(ctx),
-		Metadata:   md,
+		Metadata:   headerOf(ctx),
 	})
 	if err != nil {
 		finish(w, err)
 		return err
 	}
-	c := &forwarding{g: g, rt: rt, call: call, ss: ss, opened: make(chan struct{})}
+	c := &forwarding{g: g, rt: rt, call: call, ss: ss}
 	c.in = receiver{wire: w, limit: rt.guard.MaxMessageBytes(), pool: g.pool}
 	aborted := context.AfterFunc(call.Context(), func() { finish(w, context.Cause(call.Context())) })
 	defer func() {
@@ -46,6 +46,9 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 		err = c.outcome(err)
 		aborted()
 		call.End(err)
+		if t := call.Trailer(); t != nil {
+			_ = w.SetTrailer(t)
+		}
 		finish(w, err)
 		c.requests.Wait() // nothing of the call is at work when its handler returns
 		if c.flow != nil {
@@ -59,6 +62,20 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 		return c.stream()
 	}
 	return c.unary()
+}
+
+// headerKey is the key of a call's header in its context.
+type headerKey struct{}
+
+// keepHeader keeps the header of a call as grpc-go read it, which is not to be
+// changed. metadata.FromIncomingContext copies it for everybody who asks.
+func keepHeader(ctx context.Context, info *tap.Info) (context.Context, error) {
+	return context.WithValue(ctx, headerKey{}, info.Header), nil
+}
+
+func headerOf(ctx context.Context) metadata.MD {
+	md, _ := ctx.Value(headerKey{}).(metadata.MD)
+	return md
 }
 
 // outcome is what a call ends with. If it was aborted, or the caller has gone,
@@ -132,7 +149,7 @@ func (c *forwarding) unary() error {
 		resp.free() // there is one if a second came
 		return up.failed(call, ss, err, header, trailer)
 	}
-	out := interceptors.RawEnvelope(resp.data)
+	out := interceptors.RawAnswer(resp.data)
 	if _, _, err := call.Response(out); err != nil {
 		out.Release()
 		return err
@@ -154,6 +171,7 @@ func noMessage() error {
 // stream serves a method with several requests or responses.
 func (c *forwarding) stream() (err error) {
 	call, ss := c.call, c.ss
+	c.opened = make(chan struct{})
 	c.stall.watch(call.Context(), c.g.stall, func() {
 		call.Abort(interceptors.Deny("gateway", interceptors.MessageTimeout,
 			"the caller read nothing for %v while there was more for it", c.g.stall))
@@ -316,11 +334,11 @@ func forwarded(call *interceptors.Call) context.Context {
 }
 
 // passable is what of a model server's header or trailer goes on to the caller;
-// nil if nothing does. grpc-go writes its own.
+// nil if nothing does. grpc-go writes its own; and what we tell callers is ours to say.
 func passable(md metadata.MD) metadata.MD {
 	var out metadata.MD
 	for k, v := range md {
-		if k == "content-type" || strings.HasPrefix(k, "grpc-") && k != "grpc-retry-pushback-ms" {
+		if k == "content-type" || strings.HasPrefix(k, "x-sluice-") || strings.HasPrefix(k, "grpc-") && k != "grpc-retry-pushback-ms" {
 			continue
 		}
 		if out == nil {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/config"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
@@ -101,7 +102,7 @@ func newGateway(cfg *configv1.Config, o config.Options, pool mem.BufferPool) (*G
 	if cfg.GetListener() == nil {
 		return nil, errors.New("listener: the gateway needs an address to listen on")
 	}
-	own, err := ownBackend(cfg.GetListener().GetReflection())
+	own, err := Own(cfg.GetListener())
 	if err != nil {
 		return nil, err
 	}
@@ -137,6 +138,9 @@ func newGateway(cfg *configv1.Config, o config.Options, pool mem.BufferPool) (*G
 	}
 	g.server = grpc.NewServer(g.serverOptions(rt.guard)...)
 	healthpb.RegisterHealthServer(g.server, g.health)
+	if cfg.GetListener().GetAdminApi() {
+		adminv1.RegisterBudgetsServiceServer(g.server, admin{Gateway: g})
+	}
 	if cfg.GetListener().GetReflection() {
 		reflection.Register(g.server)
 	}
@@ -243,6 +247,7 @@ func (g *Gateway) serverOptions(guard *config.Guard) []grpc.ServerOption {
 		grpc.StaticConnWindowSize(connWindow),
 		grpc.WaitForHandlers(true),
 		grpc.NumStreamWorkers(streamWorkers),
+		grpc.InTapHandle(keepHeader),
 		// What the gateway itself serves (health, reflection) passes the chain too.
 		grpc.UnaryInterceptor(g.ownUnary),
 		grpc.StreamInterceptor(g.ownStream),

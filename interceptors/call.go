@@ -59,6 +59,7 @@ type Call struct {
 	open    map[string]*Inference // multiplexed: by the id on the way to the model server
 	renames int
 	ended   bool
+	trailer metadata.MD // for the caller, when the call ends
 
 	// latest is the inference that the last response belonged to, while it is on
 	// the books: responses come in runs. Stored with mu held.
@@ -82,6 +83,26 @@ func (c *Call) SetContext(ctx context.Context) { c.ctx = ctx }
 // Abort ends the call from outside, with a denial or another error: its
 // context is cancelled and the door answers with the error. Safe at any time.
 func (c *Call) Abort(err error) { c.cancel(err) }
+
+// SetTrailer has a door tell the caller something when the call ends, in a trailer:
+// a key in lower case, and printable ASCII. A later value of a key replaces it. Only
+// a policy's Start and End may do so. Clients' doors tell nobody.
+func (c *Call) SetTrailer(key, value string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.trailer == nil {
+		c.trailer = make(metadata.MD, 1)
+	}
+	c.trailer.Set(key, value)
+}
+
+// Trailer is what SetTrailer was told; nil if it was told nothing. A door asks after
+// End.
+func (c *Call) Trailer() metadata.MD {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trailer
+}
 
 // AbortAfter aborts the call with what why returns if stop is not called in time.
 func (c *Call) AbortAfter(d time.Duration, why func() error) (stop func() bool) {
@@ -118,7 +139,8 @@ func (c *Call) End(err error) {
 		return
 	}
 	c.ended = true
-	open := make([]*Inference, 0, len(c.open)+1)
+	var space [4]*Inference // as many as most calls have
+	open := space[:0]
 	if c.single != nil {
 		open = append(open, c.single)
 	}
@@ -416,7 +438,8 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 	if err := e.read(c.Method.Response); err != nil {
 		return nil, Drop, Deny("chain", UpstreamInvalid, "the model server's answer cannot be read")
 	}
-	r := c.Method.ReadResponse(m)
+	r := &e.response
+	c.Method.ReadNext(m, r)
 	if c.Method.Multiplexed && (i == nil || i.key != string(r.ID)) {
 		i = c.find(r.ID)
 	}

@@ -55,6 +55,13 @@ type Waiter interface {
 	Wait(context.Context) error
 }
 
+// Deaf is an InferencePolicy that may have nothing to do with responses.
+type Deaf interface {
+	// Deaf reports that the chain need not call Response, which would do nothing. It
+	// is asked once, before the first Request.
+	Deaf() bool
+}
+
 // Gate is a Policy that can refuse a call before a stream is made for it.
 type Gate interface {
 	// Allow is Begin without state: it may be called for a call that never

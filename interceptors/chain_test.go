@@ -561,3 +561,48 @@ func TestChoicesAreCountedEach(t *testing.T) {
 		t.Errorf("counted %d, want 10", out)
 	}
 }
+
+// Responses are kept from the deaf alone, whose denials and panics the others'
+// are not taken for.
+func TestTheDeafSeeNoResponses(t *testing.T) {
+	for _, refusing := range []string{"", "a", "c"} {
+		j := new(journal)
+		policies := make([]Policy, 0, 4)
+		for _, name := range []string{"a", "b", "c", "d"} {
+			p := &scripted{name: name, journal: j, deaf: name == "b" || name == "d"}
+			p.response = func(*Inference, *fields.Message) error {
+				if p.name == refusing {
+					return Deny("", OutputRejected, "no")
+				}
+				return nil
+			}
+			policies = append(policies, p)
+		}
+		call, err := New([]*Backend{triton(t)}, policies...).Begin(t.Context(), CallInfo{FullMethod: modelInfer})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := call.Request(rawEnvelope(t, ask("m", "1", "a prompt"))); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = call.Response(rawEnvelope(t, answer("1", "a word")))
+		call.End(err)
+		want := []string{"c response 1", "a response 1"}
+		var d *Denial
+		switch {
+		case refusing == "c":
+			want = want[:1]
+			fallthrough
+		case refusing != "":
+			if !errors.As(err, &d) || d.Policy != refusing {
+				t.Errorf("%s refuses: got %v", refusing, err)
+			}
+		case err != nil:
+			t.Error(err)
+		}
+		if got := j.those("a response", "b response", "c response", "d response"); !slices.Equal(got, want) {
+			t.Errorf("%q refuses: got %v, want %v", refusing, got, want)
+		}
+		checkUnwound(t, j.all())
+	}
+}

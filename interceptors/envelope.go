@@ -3,6 +3,7 @@ package interceptors
 import (
 	"sync"
 
+	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
@@ -15,17 +16,33 @@ type Envelope struct {
 	// Message is what the chain reads and edits.
 	Message fields.Message
 
-	raw   mem.BufferSlice
-	typed proto.Message
-	kept  bool // by a stream, for one message after the other
+	raw    mem.BufferSlice
+	typed  proto.Message
+	answer bool // it is of answers
+	kept   bool // by a stream, for one message after the other
+
+	response dialect.Response // what Message says, if it is one
 }
 
-var envelopes = sync.Pool{New: func() any { return new(Envelope) }}
+// Envelopes that are used again. Each remembers what its last message was like,
+// which is what the next one of another call is often like too: so those of
+// requests and of responses are kept apart.
+var (
+	envelopes = sync.Pool{New: func() any { return new(Envelope) }}
+	answers   = sync.Pool{New: func() any { return &Envelope{answer: true} }}
+)
 
 // RawEnvelope holds an encoded message. It takes over the caller's reference
 // to the buffers.
 func RawEnvelope(b mem.BufferSlice) *Envelope {
 	e := envelopes.Get().(*Envelope)
+	e.raw = b
+	return e
+}
+
+// RawAnswer is RawEnvelope for a response.
+func RawAnswer(b mem.BufferSlice) *Envelope {
+	e := answers.Get().(*Envelope)
 	e.raw = b
 	return e
 }
@@ -50,10 +67,7 @@ func (e *Envelope) read(p *fields.Program) error {
 	if e.typed != nil {
 		return p.Walk(&e.Message, e.typed)
 	}
-	if e.kept {
-		return p.ScanNext(&e.Message, e.raw)
-	}
-	return p.Scan(&e.Message, e.raw)
+	return p.ScanNext(&e.Message, e.raw)
 }
 
 // Encode ends the envelope and returns the message with its edits. The caller
@@ -84,7 +98,11 @@ func (e *Envelope) Release() {
 	e.raw.Free()
 	e.raw, e.typed = nil, nil
 	e.Message.Release()
-	if !e.kept {
+	switch {
+	case e.kept:
+	case e.answer:
+		answers.Put(e)
+	default:
 		envelopes.Put(e)
 	}
 }

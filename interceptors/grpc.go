@@ -34,6 +34,7 @@ func UnaryServer(c *Chain) grpc.UnaryServerInterceptor {
 			return nil, refused(ctx, err)
 		}
 		var resp any
+		defer call.tell(ctx)
 		defer endCall(call, &err)
 		req, err = call.takeRequest(req)
 		if err != nil {
@@ -88,6 +89,7 @@ func StreamServer(c *Chain) grpc.StreamServerInterceptor {
 		s := &serverStream{ServerStream: ss, call: call, ctx: call.incomingContext(), many: info.IsClientStream, requests: make(chan proto.Message), over: make(chan struct{})}
 		s.stream = NewStream(call, s)
 		defer s.stream.End()
+		defer call.tell(ss.Context())
 		defer endCall(call, &err)
 		if err = handler(srv, s); err == nil {
 			s.stream.End()
@@ -165,6 +167,13 @@ func trailed(ctx context.Context, err error) error {
 		}
 	}
 	return err
+}
+
+// tell sends the trailer of a call that has ended.
+func (c *Call) tell(ctx context.Context) {
+	if t := c.Trailer(); t != nil {
+		_ = grpc.SetTrailer(ctx, t)
+	}
 }
 
 // endCall ends a call with the error that its handler returns, also if the

@@ -49,7 +49,8 @@ type Inference struct {
 	told      bool        // the caller was told that it was refused
 	lost      atomic.Bool // cut from outside: no response follows the refusal
 	output    tokens.Counter
-	waits     bool // some part is a Waiter, and Wait was not called yet
+	waits     bool   // some part is a Waiter, and Wait was not called yet
+	deaf      uint64 // a bit for each of the parts that Response need not be called of
 	parts     []inferencePart
 	space     [6]inferencePart
 }
@@ -95,6 +96,9 @@ func (i *Inference) startLocked(m *fields.Message) (err error) {
 		if p == nil {
 			continue
 		}
+		if d, ok := p.(Deaf); ok && d.Deaf() {
+			i.deaf |= 1 << len(i.parts) // those beyond the 64th are called
+		}
 		i.parts = append(i.parts, inferencePart{name, p})
 		if _, ok := p.(Waiter); ok {
 			i.waits = true
@@ -136,18 +140,20 @@ func (i *Inference) requestLocked(m *fields.Message) (err error) {
 
 // responseLocked runs the policies over a response, in reverse.
 func (i *Inference) responseLocked(m *fields.Message) (err error) {
-	name := ""
+	n := len(i.parts) - 1
 	defer func() {
 		if v := recover(); v != nil {
-			err = Recovered(name, v)
+			err = Recovered(i.parts[n].name, v)
 		}
 		if err != nil {
-			i.cut = asDenial(name, err)
+			i.cut = asDenial(i.parts[n].name, err)
 			err = i.cut
 		}
 	}()
-	for n := len(i.parts) - 1; n >= 0; n-- {
-		name = i.parts[n].name
+	for ; n >= 0; n-- {
+		if i.deaf>>n&1 == 1 {
+			continue
+		}
 		if err := i.parts[n].policy.Response(m); err != nil {
 			return err
 		}

@@ -66,6 +66,7 @@ type scripted struct {
 	request  func(*Inference, *fields.Message) error
 	response func(*Inference, *fields.Message) error
 	wait     func(context.Context, *Inference) error // nil: nothing to wait for
+	deaf     bool
 	end      func(*Inference)
 	callEnd  func()
 }
@@ -129,6 +130,8 @@ func (p *scriptedInference) Request(m *fields.Message) error {
 	}
 	return nil
 }
+
+func (p *scriptedInference) Deaf() bool { return p.deaf }
 
 func (p *scriptedInference) Response(m *fields.Message) error {
 	p.add("%s response %s", p.name, p.i.ID)

@@ -57,8 +57,7 @@ type Stream struct {
 	tells  sync.WaitGroup // who tells the caller of what was cut from outside
 	untold atomic.Int64   // how many were cut from outside and are still to be told
 
-	answered bool
-	answer   *Envelope // of the response at hand: they are alike, and come one at a time
+	answer *Envelope // of the response at hand: they are alike, and come one at a time
 }
 
 // turn is a lock that is held while a message is being written, for as long as
@@ -113,8 +112,15 @@ func NewStream(call *Call, door Door) *Stream {
 
 // End waits until the caller was told of everything that was cut from outside,
 // or the call is aborted; nobody is told anything afterwards. A door calls it
-// before a call ends well, and when one has ended, and the transport with it.
+// before a call ends well, and when one has ended, and the transport with it;
+// never beside Response.
 func (s *Stream) End() {
+	if e := s.answer; e != nil {
+		s.answer = nil
+		if e.kept = false; e.raw == nil { // else something went wrong while it was read
+			answers.Put(e)
+		}
+	}
 	s.mu.Lock()
 	s.over = true
 	s.mu.Unlock()
@@ -360,12 +366,10 @@ func (s *Stream) deliver(e *Envelope, of *Inference) error {
 // Answer is RawEnvelope for a response. It holds one at a time: the one before
 // must have been given to Response, which must have returned.
 func (s *Stream) Answer(b mem.BufferSlice) *Envelope {
-	if !s.answered { // it may be the only one
-		s.answered = true
-		return RawEnvelope(b)
-	}
 	if s.answer == nil {
-		s.answer = &Envelope{kept: true}
+		s.answer = RawAnswer(b)
+		s.answer.kept = true
+		s.answer.Message.Afresh()
 	}
 	s.answer.raw = b
 	return s.answer

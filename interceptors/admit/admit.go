@@ -1,39 +1,37 @@
 // Package admit holds inferences back until the GPU has room for them.
 //
 // A pool is a GPU, or a group of them, with a capacity in permits. An inference
-// holds as many permits as its model weighs from before it is forwarded until
-// it ends. Who finds no room waits in a queue that is bounded in length and in
-// time, and in the order of arrival; who cannot be served in time is told so at
+// holds as many permits as its model weighs, or as its tokens do, from before it
+// is forwarded until it ends. Who finds no room waits in a queue that is bounded
+// in length, in bytes and in time; who cannot be served in time is told so at
 // once instead of after its deadline.
 //
+// The queue has priorities, in which those who wait grow older and rise. Inside
+// a priority it is fair between tenants: the next is the one that was served the
+// fewest tokens for its weight. Inside a tenant it is first come, first served.
+//
 // The order is strict: an inference that would fit does not overtake a heavier
-// one that came before it. Were it allowed to, a steady flow of small
-// inferences would keep a large one waiting for ever, although it was first.
-// The price is that permits may stand idle while the large one waits for its
-// last.
+// one whose turn it is. Were it allowed to, a steady flow of small inferences
+// would keep a large one waiting for ever. The price is that permits may stand
+// idle while the large one waits for its last. Only who waits for a cap of its
+// own tenant or principal is overtaken, and who has a reserve need not wait for
+// others.
 //
 // Nothing here runs in the background: what ends an inference passes its
 // permits on.
 package admit
 
 import (
-	"fmt"
-	"math"
 	"strconv"
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
-	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 // name is the policy's name in denials, events and metrics.
 const name = "admit"
-
-// defaultQueueTimeout is how long an inference waits where the configuration
-// does not say: as long as people wait for an answer to begin. Chosen.
-const defaultQueueTimeout = 5 * time.Second
 
 // anyModel in a pool stands for every model that no pool names.
 const anyModel = "*"
@@ -42,75 +40,37 @@ const anyModel = "*"
 // safe for concurrent use.
 type Policy struct {
 	pools  []*pool
-	models map[string]share
-	others share // of models that no pool names; no pool: they are not limited
+	models map[string]*share
+	others *share // of models that no pool names; nil: they are not limited
 }
 
-// share is what one inference of a model takes of its pool.
+// share is what an inference of a model takes of a pool.
 type share struct {
-	pool   *pool
-	weight int64
+	pool     *pool
+	weight   int64
+	tokens   int64 // for one permit; 0: the weight is fixed
+	output   int64 // tokens, where the caller does not say
+	together bool
+	next     *share // of the pool that it takes permits of after this one
+	hold     estimate
 }
 
-// New makes the policy of the configured pools. An error begins with the field
-// that is at fault.
-func New(pools []*configv1.Pool) (*Policy, error) {
-	p := &Policy{models: make(map[string]share)}
-	names := make(map[string]bool, len(pools))
-	for n, c := range pools {
-		if names[c.GetName()] {
-			return nil, fmt.Errorf("pools[%d].name: there are two pools named %q; rename one", n, c.GetName())
-		}
-		names[c.GetName()] = true
-		if err := p.add(c); err != nil {
-			return nil, fmt.Errorf("pools[%d].%w", n, err)
-		}
+// weigh is how many permits an inference takes, by what is known of it.
+func (s *share) weigh(i *interceptors.Inference) int64 {
+	if s.tokens == 0 {
+		return s.weight
 	}
-	return p, nil
-}
-
-func (p *Policy) add(c *configv1.Pool) error {
-	if c.GetCapacity() == 0 {
-		return fmt.Errorf("capacity: it is 0, so that nothing could run; set the permits there are")
+	input, output := i.InputTokens, i.MaxOutputTokens
+	if i.ReportedInput > 0 {
+		input = i.ReportedInput
 	}
-	if len(c.GetModels()) == 0 {
-		return fmt.Errorf("models: the pool names none and would limit nothing; name models, or \"*\" for all others")
+	if output <= 0 {
+		output = s.output
 	}
-	timeout := defaultQueueTimeout
-	if t := c.GetQueueTimeout(); t != nil {
-		if err := t.CheckValid(); err != nil {
-			return fmt.Errorf("queue_timeout: %w", err)
-		}
-		if timeout = t.AsDuration(); timeout <= 0 {
-			return fmt.Errorf("queue_timeout: it is %v; it must be above 0, or absent for %v", timeout, defaultQueueTimeout)
-		}
-	}
-	l := &pool{
-		name:     c.GetName(),
-		capacity: int64(c.GetCapacity()),
-		length:   int(c.GetQueueLength()),
-		timeout:  timeout,
-	}
-	l.queued = interceptors.Event{Policy: name, Name: "queued", Attributes: []string{"pool", l.name}}
-	for n, m := range c.GetModels() {
-		s := share{pool: l, weight: max(1, int64(m.GetWeight()))}
-		if s.weight > l.capacity {
-			return fmt.Errorf("models[%d]: %q weighs %d of %d permits and could never run; lower its weight or raise the capacity",
-				n, m.GetModel(), s.weight, l.capacity)
-		}
-		other, taken := p.models[m.GetModel()]
-		if m.GetModel() == anyModel {
-			other, taken = p.others, p.others.pool != nil
-			p.others = s
-		} else {
-			p.models[m.GetModel()] = s
-		}
-		if taken {
-			return fmt.Errorf("models[%d]: %q is in pool %q already; a model is in one pool, once", n, m.GetModel(), other.pool.name)
-		}
-	}
-	p.pools = append(p.pools, l)
-	return nil
+	output = max(output, i.OutputTokens, i.ReportedOutput)
+	most := s.pool.ceiling * s.tokens // nor can the sum overflow then
+	need := min(input, most) + min(output, most)
+	return max(1, min(s.pool.ceiling, (need+s.tokens-1)/s.tokens))
 }
 
 // Name is "admit".
@@ -125,28 +85,6 @@ func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
 	return (*calls)(p), nil
 }
 
-// PoolState is a pool at one moment.
-type PoolState struct {
-	Name string
-	// Capacity and InUse are permits.
-	Capacity, InUse int64
-	// Waiting is the number of inferences in the queue.
-	Waiting int
-	// Hold is how long an inference that ended well held its permits, as a
-	// moving average; 0 until one did.
-	Hold time.Duration
-}
-
-// Snapshot is the state of every pool, in the order of the configuration. At
-// rest, InUse and Waiting are 0.
-func (p *Policy) Snapshot() []PoolState {
-	out := make([]PoolState, len(p.pools))
-	for n, l := range p.pools {
-		out[n] = l.snapshot()
-	}
-	return out
-}
-
 // calls is the policy's part in every call: it keeps nothing of one.
 type calls Policy
 
@@ -156,56 +94,148 @@ func (c *calls) Start(i *interceptors.Inference) (interceptors.InferencePolicy, 
 	if !ok {
 		s = c.others
 	}
-	if s.pool == nil {
+	switch {
+	case s == nil:
 		return nil, nil
+	case s.next != nil:
+		return startSeveral(s, i)
 	}
-	p := &permit{pool: s.pool, weight: s.weight}
-	if s.pool.tryAcquire(p) {
+	if p := s.pool.tryAcquire(s, i, time.Now()); p != nil {
 		return p, nil
 	}
-	deadline, _ := i.Context().Deadline()
-	queued, refused, wait := s.pool.enqueue(p, deadline)
-	if refused != "" {
-		return nil, s.pool.refusal(refused, wait).With("model", i.Model)
+	w, err := s.queue(i, time.Time{})
+	if err != nil {
+		return nil, err
 	}
-	if queued {
-		p.announce(i)
+	w.announce(i)
+	return w, nil
+}
+
+// queue takes a place in the queue, until a time or for the pool's timeout, or
+// the permits if they are free meanwhile, or refuses.
+func (s *share) queue(i *interceptors.Inference, until time.Time) (*waiter, error) {
+	w, refused, wait, service := s.pool.enqueue(s, i, until)
+	if refused == "" {
+		return w, nil
 	}
-	return p, nil
+	d := s.pool.refusal(refused, wait).With("model", i.Model)
+	if refused == interceptors.DeadlineUnreachable && service > 0 {
+		d = d.With("predictedServiceMs", strconv.FormatInt(service.Milliseconds(), 10))
+	}
+	return nil, d
 }
 
 func (c *calls) End(interceptors.Outcome) {}
 
-// announce tells the observers that the inference queued. If one panics the
-// place in the queue is given up: the chain will not End what did not Start.
-func (p *permit) announce(i *interceptors.Inference) {
+// announce tells the observers that the inference queued, if it did. If one
+// panics the place in the queue is given up: the chain will not End what did not
+// Start.
+func (w *waiter) announce(i *interceptors.Inference) {
+	if w.entered.IsZero() {
+		return
+	}
 	told := false
 	defer func() {
 		if !told {
-			p.pool.release(p, false)
+			w.pool.release(&w.permit, false, 0)
 		}
 	}()
-	i.Emit(p.pool.queued)
+	i.Emit(w.pool.queued)
 	told = true
 }
 
-// Request has nothing to see: what is asked was weighed by its model.
-func (p *permit) Request(*fields.Message) error { return nil }
+// Deaf reports that responses change nothing: there is no queue in which tenants
+// compete, and neither weight nor capacity follow what is answered.
+func (p *permit) Deaf() bool {
+	return p.pool.length == 0 && p.pool.adaptive == nil && p.model.tokens == 0
+}
 
-// Response has nothing to see either.
-func (p *permit) Response(*fields.Message) error { return nil }
+// Request bounds the bytes that wait, and counts the tokens of later messages.
+func (p *permit) Request(m *fields.Message) error {
+	if p.waiter != nil && p.pool.maxBytes > 0 && m != nil {
+		if err := p.pool.carry(p.waiter, int64(m.Size())); err != nil {
+			return err
+		}
+	}
+	p.follow()
+	return nil
+}
+
+// Response counts what is answered.
+func (p *permit) Response(*fields.Message) error {
+	if !p.heard {
+		p.heard = true
+		if p.pool.adaptive != nil {
+			p.pool.sample(p, time.Now())
+		}
+	}
+	p.follow()
+	return nil
+}
+
+// follow charges the tenant what was served since, and corrects the weight.
+func (p *permit) follow() {
+	if p.model.tokens > 0 {
+		if need := p.model.weigh(p.inference); need != p.asked {
+			p.asked = need
+			p.pool.reweigh(p, need)
+		}
+	}
+	if cost := p.cost(); cost > 0 {
+		p.counted += cost
+		p.tenant.serve(cost)
+		if l := p.pool; l.idle.Load() {
+			l.mu.Lock()
+			l.pass(time.Now())
+			l.mu.Unlock()
+		}
+	}
+}
+
+// cost is what the inference was served, in weighted tokens, and was not counted.
+func (p *permit) cost() int64 {
+	i := p.inference
+	return p.pool.inputWeight*max(i.InputTokens, i.ReportedInput) +
+		p.pool.outputWeight*max(i.OutputTokens, i.ReportedOutput) - p.counted
+}
 
 // End gives the permits back, or the place in the queue. Only an inference that
 // ended well teaches the pool how long one takes: what was cut, cancelled or
 // failed ended early, and would make the waits look shorter than they are.
-func (p *permit) End(o interceptors.Outcome) { p.pool.release(p, o.Err == nil) }
+func (p *permit) End(o interceptors.Outcome) {
+	if p.inference == nil { // it has ended, and waits to be used again
+		return
+	}
+	p.pool.release(p, o.Err == nil, max(0, p.cost()))
+}
+
+// carry counts the bytes of a message that waits, or refuses it.
+func (l *pool) carry(w *waiter, size int64) error {
+	l.mu.Lock()
+	for w.state == waiting && l.bytes+size > l.maxBytes {
+		if size > l.maxBytes || !l.displace(w.tenant, w.level) || w.state != waiting {
+			wait := l.predict(w.tenant, w.weight, w.level, l.holds(w.model, time.Now()), time.Now())
+			w.tenant.refused++
+			l.refused[interceptors.QueueFull]++
+			l.mu.Unlock()
+			return l.refusal(interceptors.QueueFull, wait).With("model", w.inference.Model)
+		}
+	}
+	if w.state == waiting {
+		w.bytes += size
+		l.bytes += size
+	}
+	l.pass(time.Now()) // who was displaced may have been in the way
+	l.mu.Unlock()
+	return nil
+}
 
 // refusals are what is told, by reason.
 var refusals = map[interceptors.Reason]string{
-	interceptors.ConcurrencyLimit:    "all permits of the pool are held, and it has no queue; try again later",
+	interceptors.ConcurrencyLimit:    "all permits of the pool that the caller may have are held, and it has no queue; try again later",
 	interceptors.QueueFull:           "the queue for the pool's permits is full; try again later",
 	interceptors.QueueTimeout:        "no permit was free within the pool's queue timeout; try again later",
-	interceptors.DeadlineUnreachable: "no permit will be free before the deadline; set a longer one or try again later",
+	interceptors.DeadlineUnreachable: "no permit will be free early enough to end before the deadline; set a longer one or try again later",
 }
 
 // refusal makes a denial. wait is what a newcomer would have to wait, or 0 if
@@ -220,18 +250,10 @@ func (l *pool) refusal(reason interceptors.Reason, wait time.Duration) *intercep
 		wait = unknownWait
 	}
 	d.RetryAfter = max(wait, time.Millisecond) // a millisecond is the least that the pushback trailer can say
-	d.Quota = &interceptors.Quota{Subject: "pool:" + l.name, Metric: "permits", ID: l.name, Limit: l.capacity}
+	d.Quota = &interceptors.Quota{Subject: "pool:" + l.name, Metric: "permits", ID: l.name, Limit: l.ceiling}
 	return d
 }
 
 // unknownWait is the retry delay of a pool that does not know yet how long an
 // inference takes. Chosen: short for a language model, long for a small one.
 const unknownWait = time.Second
-
-// durationOf is a duration of so many nanoseconds, or the longest there is.
-func durationOf(ns float64) time.Duration {
-	if ns >= math.MaxInt64 {
-		return math.MaxInt64
-	}
-	return time.Duration(ns)
-}

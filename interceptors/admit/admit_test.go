@@ -99,8 +99,8 @@ func TestModelsFindTheirPool(t *testing.T) {
 			switch {
 			case v == nil && test.pool != "":
 				t.Errorf("no interest, want pool %s", test.pool)
-			case v != nil && (v.pool.name != test.pool || v.weight != test.weight):
-				t.Errorf("pool %s with weight %d, want %q with %d", v.pool.name, v.weight, test.pool, test.weight)
+			case v != nil && (v.permit().pool.name != test.pool || v.permit().weight != test.weight):
+				t.Errorf("pool %s with weight %d, want %q with %d", v.permit().pool.name, v.permit().weight, test.pool, test.weight)
 			}
 		})
 	}
@@ -123,7 +123,7 @@ func TestPermitIsReleasedExactlyOnce(t *testing.T) {
 }
 
 // waits runs Wait and returns its error when it comes.
-func waits(v *permit, ctx context.Context) <-chan error {
+func waits(v *part, ctx context.Context) <-chan error {
 	out := make(chan error, 1)
 	go func() { out <- v.Wait(ctx) }()
 	synctest.Wait()
@@ -169,7 +169,7 @@ func TestQueue(t *testing.T) {
 	bubble("is first in, first out", t, func(t *testing.T) {
 		p := policy(t, of(1, 3))
 		first := must(t, p, "1")
-		var waiters []*permit
+		var waiters []*part
 		var outs []<-chan error
 		for range 3 {
 			w := must(t, p, "1")
@@ -238,7 +238,7 @@ func TestQueue(t *testing.T) {
 			t.Error("want the first two ready")
 		}
 		expect(t, p, 3, 1)
-		for _, v := range []*permit{a, b, c} {
+		for _, v := range []*part{a, b, c} {
 			v.End(well)
 		}
 		atRest(t, p)
@@ -383,7 +383,7 @@ func TestRefusals(t *testing.T) {
 		if d.Metadata["model"] != "1" {
 			t.Errorf("metadata %v", d.Metadata)
 		}
-		for _, v := range []*permit{c, b, a} {
+		for _, v := range []*part{c, b, a} {
 			v.End(cancelled)
 		}
 		atRest(t, p)
@@ -406,7 +406,7 @@ func TestRefusals(t *testing.T) {
 	bubble("its turn comes when nobody waits any more", t, func(t *testing.T) {
 		p := policy(t, of(2, 2))
 		held, w, next := must(t, p, "2"), must(t, p, "2"), must(t, p, "1")
-		next.timeout = next.timeout.Add(time.Hour)
+		next.permit().waiter.until = next.permit().waiter.until.Add(time.Hour)
 		time.Sleep(5 * time.Second)
 		held.End(cancelled)
 		if w.Ready() || !next.Ready() {
@@ -420,13 +420,13 @@ func TestRefusals(t *testing.T) {
 	bubble("deadline nearer than the wait", t, func(t *testing.T) {
 		p := learned(t, 3)
 		held := must(t, p, "2")
-		short, cancel := context.WithTimeout(background, 5*time.Second-1)
+		short, cancel := context.WithTimeout(background, 15*time.Second-1)
 		defer cancel()
-		enough, cancel := context.WithTimeout(background, 5*time.Second)
+		enough, cancel := context.WithTimeout(background, 15*time.Second) // 5 s until it begins, and 10 s for itself
 		defer cancel()
 		_, d := start(t, p, short, "1")
 		check(t, d, interceptors.DeadlineUnreachable, 0)
-		if d.Metadata["predictedWaitMs"] != "5000" {
+		if d.Metadata["predictedWaitMs"] != "5000" || d.Metadata["predictedServiceMs"] != "10000" {
 			t.Errorf("metadata %v", d.Metadata)
 		}
 		w, d := start(t, p, enough, "1")
@@ -500,7 +500,7 @@ func TestHoldTimesAreLearnedFromWhatEndedWell(t *testing.T) {
 		}{
 			{time.Second, cancelled, 0},
 			{8 * time.Second, well, 8 * time.Second},
-			{time.Hour, interceptors.Outcome{Err: interceptors.Deny("budget", interceptors.BudgetCut, "cut")}, 8 * time.Second},
+			{time.Minute, interceptors.Outcome{Err: interceptors.Deny("budget", interceptors.BudgetCut, "cut")}, 8 * time.Second},
 			{16 * time.Second, well, 9 * time.Second},
 			{time.Second, well, 8 * time.Second},
 		} {
@@ -534,7 +534,7 @@ func TestPoolAgainstAModel(t *testing.T) {
 			capacity, length := 3+r.Int64N(4), r.IntN(6)
 			p := policy(t, of(uint32(capacity), uint32(length)))
 			type one struct {
-				v      *permit
+				v      *part
 				until  time.Time
 				out    <-chan error
 				cancel context.CancelFunc
@@ -542,12 +542,12 @@ func TestPoolAgainstAModel(t *testing.T) {
 			var holding, waiting []*one
 			used := func() (n int64) {
 				for _, h := range holding {
-					n += h.v.weight
+					n += h.v.permit().weight
 				}
 				return n
 			}
 			pass := func() {
-				for len(waiting) > 0 && used()+waiting[0].v.weight <= capacity {
+				for len(waiting) > 0 && used()+waiting[0].v.permit().weight <= capacity {
 					granted(t, waiting[0].out)
 					holding, waiting = append(holding, waiting[0]), waiting[1:]
 				}
@@ -655,11 +655,11 @@ func TestNeverOverCapacity(t *testing.T) {
 					go cancel()
 				}
 				if err := v.Wait(ctx); err == nil {
-					if n := running.Add(v.weight); n > capacity {
+					if n := running.Add(v.permit().weight); n > capacity {
 						t.Errorf("%d permits are in use", n)
 					}
 					served.Add(1)
-					running.Add(-v.weight)
+					running.Add(-v.permit().weight)
 				}
 				v.End(cancelled)
 				cancel()

@@ -1,8 +1,8 @@
 package admit
 
 import (
-	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
@@ -10,32 +10,68 @@ import (
 
 // pool is a weighted semaphore with a queue.
 type pool struct {
-	name     string
-	capacity int64
-	length   int // of the queue, at most
-	timeout  time.Duration
-	queued   interceptors.Event // what is told of an inference that queues
+	name             string
+	ceiling          int64 // the configured capacity
+	length           int   // of the queue, at most
+	maxBytes         int64 // of the messages in the queue, at most; 0: no bound
+	timeout, ageing  time.Duration
+	principalPermits int64 // that a principal may hold; 0: no cap
+	inputWeight      int64
+	outputWeight     int64
+	rules            map[string]rule // of tenants, by name
+	others           rule            // of all other tenants
+	reservedAll      int64           // permits reserved for tenants
+	priorities       []priority
+	normal           int                // the level of what no priority names
+	queued           interceptors.Event // what is told of an inference that queues
+	adaptive         *adaptive          // nil: the capacity is fixed
 
-	mu         sync.Mutex
-	inUse      int64
-	head, tail *permit // the queue, by arrival
-	waiting    int     // permits in the queue
-	ahead      int64   // their weights together
-	hold       float64 // nanoseconds, moving average; 0 until known
+	// Permits are free, and whose turn it is needs more. It may be another's turn
+	// when tenants are served.
+	idle atomic.Bool
+
+	mu       sync.Mutex
+	capacity int64 // now
+	inUse    int64
+	kept     int64 // permits of reserves that are not in use
+	tenants  map[string]*tenant
+	reserves []*tenant // with a reserve
+	sweepAt  int       // tenants
+	last     *tenant   // that took permits
+	levels   []*level  // the first goes first
+	ready    int       // lines among those whose turn may be next
+	waiting  int
+	bytes    int64
+	seq      uint64
+	free     *permit // for use again, linked by next
+	hold     estimate
+	refused  map[interceptors.Reason]uint64
 }
 
-// permit is one inference's part of its pool.
-type permit struct {
-	pool   *pool
-	weight int64
+// rule is what a tenant gets.
+type rule struct{ weight, cap, reserve int64 }
 
-	// All below is guarded by pool.mu; what concerns the queue is only set in it.
-	state      state
-	since      time.Time // when the permits were granted
-	timeout    time.Time // when the wait ends
-	deadline   time.Time // when the caller stops waiting; zero if it never does
-	next, prev *permit
-	settled    chan struct{} // closed when the wait is over, however it ended
+// permit is one inference's part of its pool. One that is granted at once is
+// used again after its End.
+type permit struct {
+	pool      *pool
+	model     *share
+	tenant    *tenant
+	principal *principal
+	inference *interceptors.Inference
+	waiter    *waiter // if it had to queue
+	next      *permit // in pool.free
+	spent     bool    // used again after End
+
+	// Of the inference, like the calls of its methods.
+	asked   int64 // permits by its tokens so far
+	counted int64 // weighted tokens
+	heard   bool  // the model server has answered
+
+	// Of pool.mu.
+	weight int64
+	state  state
+	since  time.Time // when the permits were granted
 }
 
 // state is where a permit is in its life. It goes forward only.
@@ -45,189 +81,256 @@ const (
 	idle    state = iota
 	waiting       // in the queue
 	held          // its weight is part of pool.inUse
-	lapsed        // its turn came when nobody could use it any more
+	lapsed        // its turn came when nobody could use it any more, or it was driven out
 	over          // given back
 )
 
-// tryAcquire takes the permits if they are free and nobody waits for them.
-func (l *pool) tryAcquire(p *permit) bool {
-	now := time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.take(p, now)
+// fits reports whether so many permits are free for a tenant.
+func (l *pool) fits(t *tenant, weight int64) bool {
+	return l.inUse == 0 || l.inUse+weight+l.kept-min(t.kept(), weight) <= l.capacity
 }
 
-func (l *pool) take(p *permit, now time.Time) bool {
-	if l.head != nil || l.inUse+p.weight > l.capacity {
+// open reports whether a newcomer may go on at once: there is room, and nobody
+// waits whom it would overtake.
+func (l *pool) open(t *tenant, p *principal, weight int64) bool {
+	if !t.may(weight) || !p.may(weight, l.principalPermits) || !l.fits(t, weight) {
 		return false
 	}
-	l.inUse += p.weight
-	p.state, p.since = held, now
+	if t.waiting == 0 {
+		return l.ready == 0 || t.used+weight <= t.reserve
+	}
+	if l.ready > 0 || p.waiting > 0 {
+		return false
+	}
+	for n := range t.lines {
+		if t.lines[n].lanes.top() != nil { // waits for the tenant's cap
+			return false
+		}
+	}
 	return true
+}
+
+// tryAcquire takes the permits if they are free for the inference now.
+func (l *pool) tryAcquire(s *share, i *interceptors.Inference, now time.Time) *permit {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.tenant(i.Call.Tenant)
+	pr := l.principal(t, i.Call.Principal)
+	asked := s.weigh(i)
+	if !l.open(t, pr, min(asked, t.most)) {
+		t.forget(pr)
+		return nil
+	}
+	p := l.free
+	if p == nil {
+		p = new(permit)
+	} else {
+		l.free = p.next
+	}
+	l.begin(p, s, i, t, pr, asked)
+	p.spent = true
+	l.grant(p, now)
+	return p
+}
+
+// begin fills a permit in.
+func (l *pool) begin(p *permit, s *share, i *interceptors.Inference, t *tenant, pr *principal, asked int64) {
+	*p = permit{pool: l, model: s, tenant: t, principal: pr, inference: i, asked: asked, weight: min(asked, t.most)}
+	if p.counted = l.inputWeight * i.InputTokens; p.counted < p.weight {
+		p.counted = p.weight // what has no text is fair by permits
+	}
+}
+
+// grant hands a permit its weight.
+func (l *pool) grant(p *permit, now time.Time) {
+	t := p.tenant
+	if t.ready == 0 {
+		t.lift(l.floor())
+	}
+	p.state, p.since = held, now
+	if l.adaptive != nil {
+		l.resume(now)
+	}
+	l.use(p, p.weight)
+	t.serve(p.entry())
+	l.last = t
+}
+
+// entry is what the permit costs before anything was answered. It is the same
+// as counted until then, but does not belong to the inference.
+func (p *permit) entry() int64 {
+	if p.waiter != nil {
+		return p.waiter.entry
+	}
+	return p.counted
 }
 
 // enqueue takes a place in the queue, or says for what reason there is none;
 // beside it is the predicted wait, 0 if nothing is known to predict it from. If
 // permits were freed since tryAcquire it takes those, and neither queues nor
 // refuses.
-func (l *pool) enqueue(p *permit, deadline time.Time) (queued bool, refused interceptors.Reason, wait time.Duration) {
+func (l *pool) enqueue(s *share, i *interceptors.Inference, until time.Time) (w *waiter, refused interceptors.Reason, wait, service time.Duration) {
+	at := l.levelOf(i)
+	deadline, _ := i.Context().Deadline()
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.take(p, now) {
-		return false, "", 0
+	t := l.tenant(i.Call.Tenant)
+	pr := l.principal(t, i.Call.Principal)
+	asked := s.weigh(i)
+	weight := min(asked, t.most)
+	if l.open(t, pr, weight) {
+		w = l.newWaiter(s, i, t, pr, asked)
+		l.grant(&w.permit, now)
+		close(w.settled)
+		return w, "", 0, 0
 	}
-	wait = l.predict(p.weight)
+	hold := l.holds(s, now)
+	wait, service = l.predict(t, weight, at, hold, now), durationOf(hold)
 	switch {
 	case l.length == 0:
-		return false, interceptors.ConcurrencyLimit, wait
-	case l.waiting >= l.length:
-		return false, interceptors.QueueFull, wait
-	case !deadline.IsZero() && deadline.Sub(now) < wait:
-		return false, interceptors.DeadlineUnreachable, wait
+		refused = interceptors.ConcurrencyLimit
+	case !deadline.IsZero() && deadline.Sub(now) < sum(wait, service):
+		refused = interceptors.DeadlineUnreachable
+	case l.waiting >= l.length && !l.displace(t, at):
+		refused = interceptors.QueueFull
 	}
-	p.state = waiting
-	p.timeout, p.deadline = now.Add(l.timeout), deadline
-	p.settled = make(chan struct{})
-	if p.prev = l.tail; p.prev == nil {
-		l.head = p
-	} else {
-		p.prev.next = p
+	if refused != "" {
+		t.refused++
+		l.refused[refused]++
+		t.forget(pr)
+		return nil, refused, wait, service
 	}
-	l.tail = p
-	l.waiting++
-	l.ahead += p.weight
-	return true, "", wait
+	w = l.newWaiter(s, i, t, pr, asked)
+	w.state, w.level = waiting, at
+	w.entered, w.rises = now, now.Add(l.ageing)
+	if w.until = until; until.IsZero() {
+		w.until = now.Add(l.timeout)
+	}
+	if !deadline.IsZero() {
+		w.deadline, w.early = deadline.Add(-service), service > 0
+	}
+	w.work = float64(weight) * hold
+	l.join(w)
+	l.pass(now) // its turn may be before that of who waits for more permits than are free
+	if w.state == held {
+		w.entered = time.Time{}
+	}
+	return w, "", wait, service
 }
 
-// predict is how long a newcomer of this weight would wait at the end of the
-// queue: the permits that must be given back before its turn, over the rate at
-// which a full pool gives them back, capacity / hold (Little's law).
-func (l *pool) predict(weight int64) time.Duration {
-	missing := l.ahead + weight - (l.capacity - l.inUse)
-	return durationOf(l.hold * float64(missing) / float64(l.capacity))
+func (l *pool) newWaiter(s *share, i *interceptors.Inference, t *tenant, pr *principal, asked int64) *waiter {
+	w := &waiter{settled: make(chan struct{})}
+	l.begin(&w.permit, s, i, t, pr, asked)
+	w.waiter, w.entry = w, w.counted
+	return w
 }
 
-// remove takes a permit out of the queue, into another state, and wakes who waits.
-func (l *pool) remove(p *permit, s state) {
-	if p.prev == nil {
-		l.head = p.next
-	} else {
-		p.prev.next = p.next
+// displace drives out whoever must give its place to a newcomer.
+func (l *pool) displace(t *tenant, at int) bool {
+	w := l.displaced(t, at)
+	if w == nil {
+		return false
 	}
-	if p.next == nil {
-		l.tail = p.prev
-	} else {
-		p.next.prev = p.prev
-	}
-	p.prev, p.next = nil, nil
-	l.waiting--
-	l.ahead -= p.weight
-	p.state = s
-	close(p.settled)
+	w.why = interceptors.QueueFull
+	l.leave(w, lapsed)
+	return true
 }
 
-// pass hands free permits to the head of the queue for as long as they do. Who
+// predict is how long a newcomer would wait: for the work that goes before it,
+// and for its permits, at the rate at which a full pool gives permits back
+// (Little's law). Before it goes what has a higher priority; of its own priority
+// what its tenant has there, and what others are served in the meantime, which
+// is by their weights, but no more than there is.
+func (l *pool) predict(t *tenant, weight int64, at int, hold float64, now time.Time) time.Duration {
+	var ahead float64
+	for _, v := range l.levels[:at] {
+		ahead += v.work
+	}
+	s := &t.lines[at]
+	weights := s.level.weights
+	if s.all.size == 0 {
+		weights += t.weight
+	}
+	others := float64(weights)/float64(t.weight) - 1
+	ahead += min(s.level.work, s.work+(s.work+float64(weight)*hold)*others)
+	ahead += l.holds(nil, now) * float64(weight-(l.capacity-l.inUse))
+	return durationOf(max(0, ahead/float64(l.capacity)))
+}
+
+// pass hands free permits to those whose turn it is, for as long as they do. Who
 // could not use them any more, because its time is over, is passed by: it may
 // not have noticed yet.
 func (l *pool) pass(now time.Time) {
-	for p := l.head; p != nil; p = l.head {
-		switch {
-		case p.expired(now):
-			l.remove(p, lapsed)
-		case l.inUse+p.weight <= l.capacity:
-			l.remove(p, held)
-			l.inUse += p.weight
-			p.since = now
-		default:
-			return
+	blocked := false
+	for l.ready > 0 && !blocked {
+		w := l.reserved()
+		if w == nil {
+			w = l.first()
 		}
+		switch {
+		case w.expired(now):
+			l.leave(w, lapsed)
+		case l.fits(w.tenant, w.weight):
+			l.leave(w, held)
+			l.grant(&w.permit, now)
+			w.tenant.wait.learn(now.Sub(w.entered), now)
+		default:
+			blocked = true
+		}
+	}
+	if idle := blocked && l.inUse < l.capacity; idle != l.idle.Load() {
+		l.idle.Store(idle)
 	}
 }
 
-func (p *permit) expired(now time.Time) bool {
-	return !now.Before(p.timeout) || !p.deadline.IsZero() && !now.Before(p.deadline)
+func (w *waiter) expired(now time.Time) bool {
+	return !now.Before(w.until) || w.late(now)
 }
 
-// release ends a permit in whatever state it is. It may be called twice: only
-// the first call counts.
-func (l *pool) release(p *permit, learn bool) {
+// late reports whether the work would not end in time if it began now.
+func (w *waiter) late(now time.Time) bool { return !w.deadline.IsZero() && !now.Before(w.deadline) }
+
+// release ends a permit in whatever state it is. It may be called twice, but for
+// one that is used again: only the first call counts. cost is what of the
+// inference was not counted yet.
+func (l *pool) release(p *permit, learn bool, cost int64) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch p.state {
 	case held:
-		l.inUse -= p.weight
+		p.tenant.serve(cost)
+		l.use(p, -p.weight)
 		if learn {
-			l.learn(now.Sub(p.since))
+			d := now.Sub(p.since)
+			l.hold.learn(d, now)
+			p.model.hold.learn(d, now)
+		}
+		if l.adaptive != nil && l.inUse == 0 {
+			l.adaptive.idle = now
 		}
 	case waiting:
-		l.remove(p, over)
+		l.leave(p.waiter, over)
 	}
 	p.state = over
-	if l.head != nil {
-		l.pass(now)
+	l.pass(now)
+	if p.spent {
+		*p = permit{next: l.free}
+		l.free = p
 	}
 }
 
-// learn moves the average an eighth of the way to the newest value, as TCP does
-// with round trips (RFC 6298): about the last dozen inferences count.
-func (l *pool) learn(d time.Duration) {
-	ns := max(1, float64(d)) // above 0: known
-	if l.hold == 0 {
-		l.hold = ns
-		return
-	}
-	l.hold += (ns - l.hold) / 8
-}
-
-// Ready reports that the permits are held.
-func (p *permit) Ready() bool {
-	p.pool.mu.Lock()
-	defer p.pool.mu.Unlock()
-	return p.state == held
-}
-
-// Wait blocks until the permits are granted, the pool's queue timeout has
-// passed since the inference queued, or the context ends. If it returns an
-// error neither permits nor a place in the queue are left.
-func (p *permit) Wait(ctx context.Context) error {
-	l := p.pool
-	if p.Ready() {
-		return nil
-	}
-	timer := time.NewTimer(time.Until(p.timeout))
-	defer timer.Stop()
-	select {
-	case <-p.settled:
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	now := time.Now()
-	l.mu.Lock()
-	was, passed := p.state, !p.deadline.IsZero() && !now.Before(p.deadline)
-	wait := l.predict(p.weight)
-	l.mu.Unlock()
-	switch {
-	case ctx.Err() != nil:
-		// Granted at the same moment or not: nobody is there to use it.
-		l.release(p, false)
-		return ctx.Err()
-	case was == held:
-		return nil
-	}
-	l.release(p, false)
-	switch {
-	case was == over:
-		return interceptors.Deny(name, interceptors.Draining, "the inference ended while it waited for a permit")
-	case passed:
-		return l.refusal(interceptors.DeadlineUnreachable, wait)
-	}
-	return l.refusal(interceptors.QueueTimeout, wait)
-}
-
-func (l *pool) snapshot() PoolState {
+// reweigh corrects what a running inference holds. It may come to hold more than
+// is free, since it runs: then nobody else begins until there is room again.
+func (l *pool) reweigh(p *permit, weight int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return PoolState{Name: l.name, Capacity: l.capacity, InUse: l.inUse, Waiting: l.waiting, Hold: durationOf(l.hold)}
+	weight = min(weight, p.tenant.most)
+	if p.state != held || weight == p.weight {
+		return
+	}
+	l.use(p, weight-p.weight)
+	p.weight = weight
+	l.pass(time.Now())
 }

@@ -22,6 +22,7 @@ type account struct {
 	reserved int64 // of that, reserved
 	carried  int64 // reserved in windows that are over, by inferences that have not ended
 	owed     int64 // to take off the next window
+	extra    int64 // granted beyond the amount, in this window; a bucket has none
 	left     int64 // of the last refill: less than a unit
 	mark     int64 // how far it may be used, as the journal says
 
@@ -41,8 +42,11 @@ func (a *account) capacity() int64 {
 	if a.lease != nil {
 		return a.lease.granted
 	}
-	return a.limit.capacity()
+	return a.limit.capacity() + a.extra
 }
+
+// full reports whether nothing of an account is used, granted or owed.
+func (a *account) full() bool { return a.used == 0 && a.owed == 0 && a.extra == 0 }
 
 func (a *account) remaining() int64 { return a.capacity() - a.used }
 
@@ -80,7 +84,7 @@ func (a *account) roll(now instant) {
 	case int64(now.mono) >= a.ends:
 		a.next(1 + (int64(now.mono)-a.ends)/int64(w.length))
 		a.ends = int64(now.mono + w.length)
-	case a.used == 0 && a.owed == 0:
+	case a.full():
 		a.window++
 		a.mark = 0
 		a.ends = int64(now.mono + w.length)
@@ -95,9 +99,10 @@ func (a *account) next(windows int64) {
 	a.carried += a.reserved
 	a.used, a.reserved, a.mark = 0, 0, 0
 	if a.limit.debt {
-		a.used = max(0, add(max(0, spent-a.limit.amount), a.owed)-times(windows-1, a.limit.amount))
+		a.used = max(0, add(max(0, spent-a.limit.amount-a.extra), a.owed)-times(windows-1, a.limit.amount))
 		a.owed = 0
 	}
+	a.extra = 0
 }
 
 // fresh reports whether an account is as good as a new one. One of a calendar
@@ -110,7 +115,7 @@ func (a *account) fresh(now instant) bool {
 	case a.lease != nil:
 		a.roll(now)
 		return a.quiet()
-	case a.used == 0 && a.owed == 0:
+	case a.full():
 		return true
 	case !w.ends():
 		return false
@@ -218,9 +223,10 @@ func (h *hold) settle(charge, excess int64) spending {
 	}
 	h.past, h.now = 0, 0
 	if a.lease != nil {
-		return spending{} // what all have spent is not known here
+		// What all have spent is not known here.
+		return spending{limit: a.limit, left: add(a.held(), max(0, a.lease.left))}
 	}
-	return spending{a.limit, before, a.used - a.reserved}
+	return spending{a.limit, a.capacity(), before, a.used - a.reserved, max(0, a.remaining())}
 }
 
 // Account is one account at one moment. Remaining + Reserved + Spent is Limit.
@@ -243,6 +249,16 @@ type Account struct {
 	Carried int64
 	// Owed is what will be taken off the next window.
 	Owed int64
+	// Granted is what [Ledger.Grant] added to the present window; it is in Limit. Of
+	// a token bucket, and in a shared store, it is 0.
+	Granted int64
+	// WindowEnds is when the window ends; zero if it never does, or has not begun,
+	// and of a token bucket.
+	WindowEnds time.Time
+	// Shared says that gateways share the account; SharedLeft is what none of them
+	// had taken when this one last asked.
+	Shared     bool
+	SharedLeft int64
 }
 
 func (a *account) snapshot(now instant) Account {
@@ -255,13 +271,25 @@ func (a *account) snapshot(now instant) Account {
 		e = &of
 	}
 	b := account{lease: e, key: key{limit: a.limit}, window: a.window, ends: a.ends, used: a.used, reserved: a.reserved,
-		carried: a.carried, owed: a.owed, left: a.left}
+		carried: a.carried, owed: a.owed, extra: a.extra, left: a.left}
 	b.roll(now)
 	reserved := min(b.reserved, b.used) // the rest was refilled
-	return Account{
+	out := Account{
 		Budget: a.limit.name, Metric: string(a.limit.metric),
 		TrustDomain: a.key.trustDomain, Tenant: a.key.tenant, Principal: a.key.principal, Model: a.key.model,
 		Limit: b.capacity(), Remaining: b.remaining(), Reserved: reserved, Spent: b.used - reserved,
-		Carried: b.carried + b.reserved - reserved, Owed: b.owed,
+		Carried: b.carried + b.reserved - reserved, Owed: b.owed, Granted: b.extra,
 	}
+	switch w := &a.limit.window; {
+	case e != nil:
+		out.Shared, out.SharedLeft = true, max(0, e.left)
+		if e.ends > 0 {
+			out.WindowEnds = time.Unix(0, now.wall+int64(e.ends-now.mono))
+		}
+	case w.zone != nil:
+		out.WindowEnds = time.Unix(0, b.ends)
+	case w.ends() && w.burst == 0 && !b.full():
+		out.WindowEnds = time.Unix(0, now.wall+b.ends-int64(now.mono))
+	}
+	return out
 }

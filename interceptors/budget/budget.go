@@ -52,6 +52,16 @@
 // everything, as each budget says; what it used it tells when the store is back, also
 // if that has forgotten all.
 //
+// Where a ledger is made [WithCharges], observers of an inference are told what each
+// budget was charged. Operators see accounts, grant to them and reset them while
+// inferences run ([Ledger.Admin]): that is written to the state file, and holds for all
+// gateways that share a store.
+//
+// A budget that is to tell callers what is left does so in the trailer
+// x-sluice-budget-NAME-remaining of every call with an inference of theirs that it
+// applied to: what the account had left when the last of these ended, less what
+// others hold; with a shared store, as far as this gateway knows.
+//
 // A [Ledger] gives two policies, because they stand at different places of the
 // chain: [Ledger.Rates] before anything costly, [Ledger.Tokens] after
 // inspection.
@@ -114,9 +124,7 @@ func (r *ratesCall) Start(i *interceptors.Inference) (interceptors.InferencePoli
 	if err == nil && short.account != nil && l.shared != nil {
 		return &turn{waiting: waiting{pending: true}, ledger: l, inference: i, holds: slices.Clone(holds)}, nil
 	}
-	for n := range holds {
-		holds[n].settle(holds[n].granted(), 0).tell(i)
-	}
+	l.spend(i, holds)
 	letGo(holds)
 	if err != nil {
 		return nil, err
@@ -128,6 +136,15 @@ func (r *ratesCall) Start(i *interceptors.Inference) (interceptors.InferencePoli
 		return nil, short.denial(i, interceptors.BudgetExhausted, "the "+short.account.limit.metric.noun()+" of budget %q are used up")
 	}
 	return nil, nil
+}
+
+// spend settles requests, of which all that was taken is spent.
+func (l *Ledger) spend(i *interceptors.Inference, holds []hold) {
+	for n := range holds {
+		h := &holds[n]
+		l.charged(i, h.account.limit, h.granted(), 0)
+		h.settle(h.granted(), 0).tell(i)
+	}
 }
 
 func (r *ratesCall) End(interceptors.Outcome) {}

@@ -28,8 +28,15 @@ func (s *shared) acquire(ctx context.Context, l *Ledger, holds []hold) error {
 	})
 }
 
-// ask is what a gateway asks of an account beyond what it holds.
-type ask struct{ want, least int64 }
+// ask is what a gateway asks of an account beyond what it holds, and what becomes of
+// the account itself.
+type ask struct {
+	want, least int64
+	gift        int64 // to be added to it, or reset
+}
+
+// reset as a gift makes an account full.
+const reset = -1
 
 // exchange tells the store of accounts, and asks for more of them. What it asks for
 // is found with the accounts locked; false: nothing.
@@ -102,7 +109,7 @@ func (l *Ledger) message(holds []hold, asks []ask, now instant) (keys, args []st
 		}
 		e.told = a.used
 		for _, v := range []int64{e.window, known, max(e.granted, a.used), a.used, asks[n].want, asks[n].least,
-			a.limit.capacity(), amount, max(1, w.length.Milliseconds())} {
+			a.limit.capacity(), amount, max(1, w.length.Milliseconds()), asks[n].gift} {
 			args = append(args, strconv.FormatInt(v, 10))
 		}
 		args = append(args, kind, strconv.FormatInt(end1, 10), strconv.FormatInt(end2, 10))

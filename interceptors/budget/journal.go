@@ -41,10 +41,11 @@ type journal struct {
 // line is an account in the file.
 type line struct {
 	Budget string    `json:"budget"`
-	Names  [4][]byte `json:"names"`          // trust domain, tenant, principal, model
-	Used   int64     `json:"used"`           // at most
-	Owed   int64     `json:"owed,omitempty"` // to take off the next window
-	Ends   int64     `json:"ends,omitempty"` // the window, in Unix nanoseconds; of a bucket, when this was so
+	Names  [4][]byte `json:"names"`           // trust domain, tenant, principal, model
+	Used   int64     `json:"used"`            // at most
+	Owed   int64     `json:"owed,omitempty"`  // to take off the next window
+	Extra  int64     `json:"extra,omitempty"` // granted beyond the amount
+	Ends   int64     `json:"ends,omitempty"`  // the window, in Unix nanoseconds; of a bucket, when this was so
 }
 
 // errInUse says that another process has the state file.
@@ -94,7 +95,7 @@ func (l *Ledger) Close() error {
 
 // line is what the file says of an account that may be used so far.
 func (a *account) line(now instant, used int64) line {
-	n := line{Budget: a.limit.name, Used: used, Owed: a.owed,
+	n := line{Budget: a.limit.name, Used: used, Owed: a.owed, Extra: a.extra,
 		Names: [4][]byte{[]byte(a.key.trustDomain), []byte(a.key.tenant), []byte(a.key.principal), []byte(a.key.model)}}
 	switch w := &a.limit.window; {
 	case w.zone != nil:
@@ -107,7 +108,7 @@ func (a *account) line(now instant, used int64) line {
 
 // restore makes an account what the file says of it.
 func (n *line) restore(a *account, now instant) {
-	a.used, a.owed = n.Used, n.Owed
+	a.used, a.owed, a.extra = n.Used, n.Owed, n.Extra
 	switch w := &a.limit.window; {
 	case w.zone != nil:
 		a.ends = n.Ends
@@ -159,7 +160,7 @@ func (l *Ledger) lines(now instant) (out []line) {
 		defer a.mu.Unlock()
 		a.roll(now)
 		a.mark = max(0, a.used)
-		if a.used > 0 || a.owed > 0 {
+		if a.used > 0 || a.owed > 0 || a.extra > 0 {
 			out = append(out, a.line(now, a.used))
 		}
 	})
@@ -197,7 +198,7 @@ func read(r io.Reader) (last map[string]line, order []string, err error) {
 		var n line
 		dec := json.NewDecoder(bytes.NewReader(text))
 		dec.DisallowUnknownFields()
-		if err := dec.Decode(&n); err != nil || n.Used < 0 || n.Owed < 0 || dec.More() {
+		if err := dec.Decode(&n); err != nil || min(n.Used, n.Owed, n.Extra) < 0 || dec.More() {
 			return nil, nil, fmt.Errorf("line %d is no account", number)
 		}
 		id := n.account()
@@ -302,7 +303,7 @@ func (j *journal) ahead(holds []hold, all bool, now instant) error {
 			took = h.least
 		}
 		if used := add(max(0, a.used), took); used > a.mark {
-			h.mark = max(used, min(add(used, a.limit.capacity()/blocks), a.limit.capacity()+a.limit.overdraft))
+			h.mark = max(used, min(add(used, a.limit.capacity()/blocks), a.capacity()+a.limit.overdraft))
 			lines = append(lines, a.line(now, h.mark))
 		} else {
 			h.mark = a.mark

@@ -22,6 +22,7 @@ type Ledger struct {
 	limits  []*limit // most levels first: the order in which accounts are locked
 	prices  map[string]price
 	permits func(model string) int64
+	charges bool // observers are told what was charged
 	clock   clock
 	table   *table
 	journal *journal // nil: accounts end with the process
@@ -38,6 +39,7 @@ type options struct {
 	prices  []*configv1.Price
 	permits func(model string) int64
 	before  *Ledger
+	charges bool
 }
 
 // WithPrices sets what tokens cost, for budgets of money.
@@ -46,6 +48,12 @@ func WithPrices(prices []*configv1.Price) Option { return func(o *options) { o.p
 // WithPermits sets how many permits an inference of a model holds, for budgets of
 // GPU time. Default: 1.
 func WithPermits(of func(model string) int64) Option { return func(o *options) { o.permits = of } }
+
+// WithCharges has observers of an inference told what each budget was charged, by the
+// event "charged": "budget" its name, "unit" what it counts, "amount" and, if more was
+// used than granted, "excess", in tokens, requests, the currency, or seconds of one
+// permit. Default: they are told the excess only.
+func WithCharges() Option { return func(o *options) { o.charges = true } }
 
 // WithBefore has the ledger go on with the accounts of the one that it follows,
 // of those budgets that are the same in both. Inferences that began under the one
@@ -59,7 +67,7 @@ func New(budgets []*configv1.Budget, opts ...Option) (*Ledger, error) {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	l := &Ledger{permits: o.permits, clock: systemClock(), table: newTable()}
+	l := &Ledger{permits: o.permits, charges: o.charges, clock: systemClock(), table: newTable()}
 	var known []*limit
 	if o.before != nil {
 		l.clock, l.table, known = o.before.clock, o.before.table, o.before.limits
@@ -156,9 +164,9 @@ func letGo(holds []hold) {
 
 // shortage is the account that has too little.
 type shortage struct {
-	account           *account
-	remaining, wanted int64
-	retryAfter        time.Duration
+	account                  *account
+	limit, remaining, wanted int64 // limit is what a full account has
+	retryAfter               time.Duration
 }
 
 // lock locks the accounts of all holds and brings them up to now. The order is
@@ -265,7 +273,7 @@ func (l *Ledger) closed(holds []hold) error {
 
 // worse is the worse of a shortage and that of a hold.
 func worse(than shortage, h *hold, room int64, now instant) shortage {
-	s := shortage{h.account, room, h.least, h.account.until(now, h.least-room, h.least)}
+	s := shortage{h.account, h.account.limit.capacity() + h.account.extra, room, h.least, h.account.until(now, h.least-room, h.least)}
 	if e := h.account.lease; e != nil {
 		s.remaining = add(room, max(0, e.left))
 	}

@@ -49,6 +49,7 @@ type limit struct {
 	output  int64       // to reserve for an inference that does not say; 0: what was learned
 	learned estimates   // of the models
 	in, out int64       // weights of tokens
+	trailer string      // in which callers are told what is left; "": they are not
 	retired atomic.Bool // in no configuration any more
 }
 
@@ -139,6 +140,13 @@ func newLimit(b *configv1.Budget) (*limit, error) {
 			return nil, fmt.Errorf("per[%d]: %v is there twice", n, k)
 		}
 		m.by[k] = true
+	}
+	if b.GetTell() {
+		if !m.by[configv1.BudgetKey_BUDGET_KEY_TENANT] && !m.by[configv1.BudgetKey_BUDGET_KEY_PRINCIPAL] {
+			return nil, errors.New("tell: the account is of several tenants, who would learn what the others use; " +
+				"add BUDGET_KEY_TENANT or BUDGET_KEY_PRINCIPAL to per")
+		}
+		m.trailer = "x-sluice-budget-" + m.name + "-remaining"
 	}
 	if len(b.GetModels()) > 0 {
 		m.models = make(map[string]bool, len(b.GetModels()))

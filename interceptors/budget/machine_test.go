@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -34,6 +36,7 @@ type book struct {
 	began  time.Time // the window
 	base   int64     // taken off the window for debts
 	owed   int64
+	extra  int64 // granted beyond the amount, in this window
 	level  int64 // of a bucket, in units × nanoseconds of its window
 }
 
@@ -126,16 +129,17 @@ func (m *model) now(k book) *book {
 		passed = int64(time.Now().Truncate(l).Sub(k.began.Truncate(l)) / l)
 	}
 	reserved, spent, _ := m.sums(&k, k.window)
-	if passed == 0 && (reserved+spent+k.owed > 0 || k.budget.GetCalendar() != 0) {
+	if passed == 0 && (reserved+spent+k.owed+k.extra > 0 || k.budget.GetCalendar() != 0) {
 		return &k
 	}
 	k.window++
 	k.began = time.Now()
 	k.base = 0
 	if passed > 0 && k.budget.GetDebt() {
-		k.base = max(0, max(0, spent-capacity(k.budget))+k.owed-(passed-1)*capacity(k.budget))
+		k.base = max(0, max(0, spent-capacity(k.budget)-k.extra)+k.owed-(passed-1)*capacity(k.budget))
 		k.owed = 0
 	}
+	k.extra = 0
 	return &k
 }
 
@@ -144,7 +148,27 @@ func (m *model) remaining(k *book) int64 {
 		return int64(math.Floor(float64(k.level) / float64(length(k.budget))))
 	}
 	reserved, spent, _ := m.sums(k, k.window)
-	return capacity(k.budget) - reserved - spent
+	return capacity(k.budget) + k.extra - reserved - spent
+}
+
+// give is what Ledger.Grant must do.
+func (m *model) give(k *book, n int64) {
+	*k = *m.now(*k)
+	if k.budget.GetBurst() > 0 {
+		l := int64(length(k.budget))
+		k.level = min(capacity(k.budget)*l, k.level+n*l)
+	} else {
+		k.extra += n
+	}
+}
+
+// reset is what Ledger.Reset must do.
+func (m *model) reset(k *book) {
+	*k = *m.now(*k)
+	reserved, spent, _ := m.sums(k, k.window)
+	k.base -= spent
+	k.owed, k.extra = 0, min(k.extra, max(0, reserved-capacity(k.budget)))
+	k.level = max(k.level, (capacity(k.budget)-reserved)*int64(length(k.budget)))
 }
 
 // demand is what an inference asks of one budget.
@@ -231,20 +255,31 @@ func (m *model) check(t *testing.T, l *Ledger) {
 			t.Fatalf("overspent: %+v", a)
 		}
 		reserved, spent, carried := m.sums(k, k.window)
-		want := Account{Remaining: m.remaining(k), Reserved: reserved, Spent: spent, Carried: carried, Owed: k.owed}
+		want := Account{Remaining: m.remaining(k), Reserved: reserved, Spent: spent, Carried: carried, Owed: k.owed, Granted: k.extra}
 		if k.budget.GetBurst() > 0 {
 			want.Reserved = min(reserved, a.Limit-want.Remaining)
 			want.Carried = reserved - want.Reserved
 			want.Spent = a.Limit - want.Remaining - want.Reserved
 		}
-		if got := (Account{Remaining: a.Remaining, Reserved: a.Reserved, Spent: a.Spent, Carried: a.Carried, Owed: a.Owed}); got != want {
+		if got := (Account{Remaining: a.Remaining, Reserved: a.Reserved, Spent: a.Spent, Carried: a.Carried, Owed: a.Owed,
+			Granted: a.Granted}); got != want {
 			t.Fatalf("%s:\ngot  %+v\nwant %+v", name, got, want)
+		}
+		var ends time.Time
+		switch b := k.budget; {
+		case b.GetCalendar() != 0:
+			ends = time.Now().Truncate(time.Minute).Add(time.Minute)
+		case b.GetBurst() == 0 && length(b) > 0 && reserved+spent+k.owed+k.extra > 0:
+			ends = k.began.Add(length(b))
+		}
+		if !a.WindowEnds.Equal(ends) {
+			t.Fatalf("%s: the window ends at %v, want %v", name, a.WindowEnds, ends)
 		}
 	}
 	for name, book := range m.books { // one that is gone must be as good as new
 		k := m.now(*book)
 		reserved, _, carried := m.sums(k, k.window)
-		if !seen[name] && (reserved+carried+k.owed > 0 || m.remaining(k) < capacity(k.budget)) {
+		if !seen[name] && (reserved+carried+k.owed+k.extra > 0 || m.remaining(k) < capacity(k.budget)) {
 			t.Fatalf("account %s was evicted in use", name)
 		}
 	}
@@ -294,7 +329,7 @@ func TestConservation(t *testing.T) {
 			})
 		}
 	}
-	for _, o := range []string{"served", "refused", "topped up", "cut", "unhanded", "rolled", "more input", "excess", "crashed"} {
+	for _, o := range []string{"served", "refused", "topped up", "cut", "unhanded", "rolled", "more input", "excess", "crashed", "granted", "reset"} {
 		if outcomes[o] < seeds/2 {
 			t.Errorf("%q happened %d times: the machine does not reach it", o, outcomes[o])
 		}
@@ -322,16 +357,31 @@ func restored(t *testing.T, l *Ledger, file string, budgets []*configv1.Budget, 
 		t.Fatal(err)
 	}
 	defer func() { _ = after.Close() }()
-	accounts := map[Account]int64{}
+	accounts := map[Name]int64{}
 	for _, a := range after.Snapshot() {
-		accounts[Account{Budget: a.Budget, TrustDomain: a.TrustDomain, Tenant: a.Tenant, Principal: a.Principal, Model: a.Model}] = a.Limit - a.Remaining
+		accounts[a.Name()] = a.Remaining
 	}
 	for _, a := range l.Snapshot() {
-		used := accounts[Account{Budget: a.Budget, TrustDomain: a.TrustDomain, Tenant: a.Tenant, Principal: a.Principal, Model: a.Model}]
-		if !right(a.Limit-used, a.Remaining) {
-			t.Fatalf("after a restart %d is left of %+v", a.Limit-used, a)
+		left, known := accounts[a.Name()]
+		if !known {
+			left = a.Limit - a.Granted
+		}
+		if !right(left, a.Remaining) {
+			t.Fatalf("after a restart %d is left of %+v", left, a)
 		}
 	}
+}
+
+// accountName is the name of an account of the model, which is that of the ledger's.
+func accountName(s string) Name {
+	budget, rest, _ := strings.Cut(s, "[")
+	var names [4]string
+	for n := range names {
+		quoted, _ := strconv.QuotedPrefix(strings.TrimLeft(rest, " "))
+		names[n], _ = strconv.Unquote(quoted)
+		rest = strings.TrimLeft(rest, " ")[len(quoted):]
+	}
+	return Name{budget, names[0], names[1], names[2], names[3]}
 }
 
 func runMachine(t *testing.T, r *rand.Rand, budgets []*configv1.Budget, written bool, outcomes map[string]int) {
@@ -413,6 +463,24 @@ func runMachine(t *testing.T, r *rand.Rand, budgets []*configv1.Budget, written 
 	for n := range 150 {
 		op := r.IntN(10)
 		switch {
+		case r.IntN(15) == 0 && len(all) > 0:
+			b := budgets[r.IntN(len(budgets))]
+			k := m.book(b, all[r.IntN(len(all))].i)
+			name := accountName(k.name)
+			if r.IntN(2) == 0 {
+				n := 1 + r.Int64N(capacity(b)/2)
+				m.give(k, n)
+				if _, err := l.Grant(t.Context(), name, n); err != nil {
+					t.Fatal(err)
+				}
+				outcomes["granted"]++
+			} else {
+				m.reset(k)
+				if _, err := l.Reset(t.Context(), name); err != nil {
+					t.Fatal(err)
+				}
+				outcomes["reset"]++
+			}
 		case op < 3 || len(all) == 0:
 			c := caller(fmt.Sprint("t", r.IntN(2)), fmt.Sprint("p", r.IntN(2)))
 			i := infer(c, fmt.Sprint("m", r.IntN(2)), r.Int64N(20), max(0, r.Int64N(60)-30))

@@ -171,6 +171,7 @@ func (v *reservation) End(o interceptors.Outcome) {
 		if over := cost - charge; over > 0 && !slices.Contains(excess, string(m.metric)) {
 			excess = append(excess, string(m.metric), m.metric.show(over))
 		}
+		v.ledger.charged(i, m, charge, cost-charge)
 		h.settle(charge, cost-charge).tell(i)
 		if j := v.ledger.journal; j != nil && cost > charge && m.debt {
 			if err := j.owes(h.account, v.ledger.clock()); err != nil {
@@ -190,14 +191,28 @@ func (v *reservation) End(o interceptors.Outcome) {
 	}
 }
 
+// charged tells observers what a budget was charged, if they want to know.
+func (l *Ledger) charged(i *interceptors.Inference, m *limit, amount, excess int64) {
+	if !l.charges || amount == 0 && excess == 0 {
+		return
+	}
+	told := []string{"budget", m.name, "unit", string(m.metric), "amount", m.metric.show(amount)}
+	if excess > 0 {
+		told = append(told, "excess", m.metric.show(excess))
+	}
+	i.Emit(interceptors.Event{Policy: name, Name: "charged", Attributes: told})
+}
+
 // drifts reports whether two counts differ by more than a tenth of the larger:
 // what tokenizers of one family differ by on prose. Chosen.
 func drifts(a, b int64) bool { return max(a, b)-min(a, b) > max(a, b)/10 }
 
-// spending is how much an account had spent before and after it was settled.
+// spending is how much of all that it has an account had spent before and after it
+// was settled, and what it has left.
 type spending struct {
-	limit         *limit
-	before, after int64
+	limit              *limit
+	all, before, after int64
+	left               int64
 }
 
 // thresholds are the shares of a budget, in percent, at which it is told that
@@ -207,14 +222,16 @@ var thresholds = [...]struct {
 	text    string
 }{{100, "100"}, {80, "80"}, {50, "50"}}
 
-// tell emits the highest threshold that was passed.
+// tell tells the caller what is left, and emits the highest threshold that was passed.
 func (s spending) tell(i *interceptors.Inference) {
+	if s.limit.trailer != "" {
+		i.Call.SetTrailer(s.limit.trailer, s.limit.metric.show(s.left))
+	}
 	if s.after <= s.before {
 		return
 	}
-	all := s.limit.capacity()
 	for _, t := range thresholds {
-		at := all/100*t.percent + all%100*t.percent/100
+		at := s.all/100*t.percent + s.all%100*t.percent/100
 		if s.before < at && s.after >= at {
 			i.Emit(interceptors.Event{Policy: name, Name: "threshold",
 				Attributes: []string{"budget", s.limit.name, "percent", t.text}})
@@ -267,10 +284,10 @@ func (s *shortage) denial(i *interceptors.Inference, reason interceptors.Reason,
 	units, _ := m.metric.unit()
 	d := interceptors.Deny(name, reason, text, m.name).
 		With("budget", m.name).
-		With("limit", m.metric.show(m.capacity())).
+		With("limit", m.metric.show(s.limit)).
 		With("remaining", m.metric.show(max(0, s.remaining))).
 		With("requested", m.metric.show(s.wanted))
 	d.RetryAfter = s.retryAfter
-	d.Quota = &interceptors.Quota{Subject: m.subject(m.key(i)), Metric: string(m.metric), ID: m.name, Limit: m.capacity() / units}
+	d.Quota = &interceptors.Quota{Subject: m.subject(m.key(i)), Metric: string(m.metric), ID: m.name, Limit: s.limit / units}
 	return d
 }

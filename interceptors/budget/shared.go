@@ -36,7 +36,7 @@ const (
 	// exact to 2⁵³.
 	maxShared = 1 << 52
 	// fieldsPerKey are what the script gets and gives for every account.
-	argsPerKey, repliesPerKey = 12, 6
+	argsPerKey, repliesPerKey = 13, 6
 )
 
 //go:embed shared.lua

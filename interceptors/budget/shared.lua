@@ -6,7 +6,9 @@
 --   known     1: the gateway knows what it was granted; 0: it begins
 --   granted, used   what it was granted in that window, and used of it
 --   want, least     more of it
---   capacity, amount, length in ms, kind ('' never, 'w' window, 'b' bucket, 'c' calendar)
+--   capacity, amount, length in ms
+--   gift      to be added to the account; -1: it becomes full
+--   kind      '' never, 'w' window, 'b' bucket, 'c' calendar
 --   end1, end2      of the calendar, by the gateway's clock
 --
 -- An account is a hash: d what is gone, e the window's end, at when a bucket was
@@ -19,10 +21,11 @@ local me, number, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local accounts, enough = {}, 1
 
 for i, key in ipairs(KEYS) do
-  local at = 3 + (i - 1) * 12
+  local at = 3 + (i - 1) * 13
   local function arg(n) return tonumber(ARGV[at + n]) end
   local window, known, granted, used = arg(1), arg(2) == 1, arg(3), arg(4)
-  local want, least, capacity, amount, length, kind = arg(5), arg(6), arg(7), arg(8), arg(9), ARGV[at + 10]
+  local want, least, capacity, amount, length = arg(5), arg(6), arg(7), arg(8), arg(9)
+  local gift, kind = arg(10), ARGV[at + 11]
 
   local h, raw = {}, redis.call('HGETALL', key)
   for n = 1, #raw, 2 do h[raw[n]] = raw[n + 1] end
@@ -35,8 +38,8 @@ for i, key in ipairs(KEYS) do
     if e ~= 0 then redis.call('DEL', key) end
     h, d = {}, 0
     if kind == 'c' then
-      e = arg(11)
-      if e <= now then e = arg(12) end
+      e = arg(12)
+      if e <= now then e = arg(13) end
       if e <= now then return { 'clock', key } end
     elseif window > now and window <= now + length then
       e = window
@@ -74,6 +77,19 @@ for i, key in ipairs(KEYS) do
     granted = used
   end
   d = d + granted - a
+  if gift < 0 then
+    -- What was spent is forgotten, what gateways hold is not.
+    d = granted - used
+    for field, value in pairs(h) do
+      local other = field:match('^t:(.*)$')
+      if other and other ~= me and tonumber(value) >= now then
+        d = d + tonumber(h['a:' .. other] or '0') - tonumber(h['u:' .. other] or '0')
+      end
+    end
+  elseif gift > 0 then
+    d = d - gift
+    if kind == 'b' then d = math.max(0, d) end
+  end
   local left = math.floor(capacity - d)
   if left < least then enough = 0 end
   accounts[i] = { key = key, d = d, e = e, a = granted, u = used, base = base, left = left,

@@ -50,6 +50,8 @@ func TestNewRefusesUnitsAndWindowsThatCannotWork(t *testing.T) {
 		{"bucket", &configv1.Budget{Tokens: 1, Burst: 9, Window: durationpb.New(1)}, nil, ""},
 		{"burst without a rate", &configv1.Budget{Tokens: 1, Burst: 9}, nil, "burst: say in window"},
 		{"debt without a next window", &configv1.Budget{Tokens: 1, Debt: true}, nil, "debt: there is no next window"},
+		{"told to strangers", &configv1.Budget{Tokens: 1, Tell: true, Per: []configv1.BudgetKey{perTrustDomain, perModel}}, nil, "tell: the account is of several"},
+		{"told to a tenant", &configv1.Budget{Tokens: 1, Tell: true, Per: []configv1.BudgetKey{perTenant}}, nil, ""},
 		{"overdraft of requests", &configv1.Budget{Requests: 1, Overdraft: 1}, nil, "requests: clamp, overdraft"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

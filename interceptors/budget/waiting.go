@@ -97,8 +97,6 @@ func (t *turn) End(interceptors.Outcome) {
 	if !t.settle(t.holds) {
 		return
 	}
-	for n := range t.holds {
-		t.holds[n].settle(t.holds[n].granted(), 0)
-	}
+	t.ledger.spend(t.inference, t.holds)
 	letGo(t.holds)
 }

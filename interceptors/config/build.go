@@ -28,6 +28,7 @@ import (
 	"github.com/sluicegate/sluice/interceptors/identity"
 	"github.com/sluicegate/sluice/interceptors/inspect"
 	"github.com/sluicegate/sluice/interceptors/telemetry"
+	"github.com/sluicegate/sluice/interceptors/usage"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
@@ -70,6 +71,14 @@ type Guard struct {
 	inspect  *inspect.Policy
 	ledger   *budget.Ledger
 	pools    *admit.Policy
+	usage    *records
+}
+
+// records are the records of inferences of all guards that follow one another with
+// the same file.
+type records struct {
+	*usage.Policy
+	holders atomic.Int32
 }
 
 // flight are the calls in flight of all guards that follow one another.
@@ -111,6 +120,10 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	if err := g.openLedger(); err != nil {
 		return nil, err
 	}
+	if err := g.openUsage(before); err != nil {
+		g.closeLedger()
+		return nil, err
+	}
 	switch {
 	case o.Source != nil:
 		g.source = o.Source
@@ -129,6 +142,7 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 			}
 		})
 		if err != nil {
+			g.closeUsage()
 			g.closeLedger()
 			return nil, err
 		}
@@ -213,8 +227,11 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 		if !proto.Equal(cfg.GetBudgetStore(), before.config.GetBudgetStore()) {
 			books = nil // they are kept elsewhere
 		}
-		g.ledger, err = budget.New(cfg.GetBudgets(), budget.WithPrices(cfg.GetPrices()),
-			budget.WithPermits(permits(cfg.GetPools())), budget.WithBefore(books))
+		opts := []budget.Option{budget.WithPrices(cfg.GetPrices()), budget.WithPermits(permits(cfg.GetPools())), budget.WithBefore(books)}
+		if cfg.GetUsage() != nil {
+			opts = append(opts, budget.WithCharges())
+		}
+		g.ledger, err = budget.New(cfg.GetBudgets(), opts...)
 		if err == nil && cfg.GetBudgetStore().GetRedis() != nil {
 			err = g.ledger.CanShare()
 		}
@@ -256,6 +273,10 @@ var served = []string{
 	"/grpc.health.v1.Health/Watch",
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+	"/sluice.admin.v1.BudgetsService/GetAccount",
+	"/sluice.admin.v1.BudgetsService/Grant",
+	"/sluice.admin.v1.BudgetsService/ListAccounts",
+	"/sluice.admin.v1.BudgetsService/Reset",
 }
 
 // denied refuses a rule that denies a method which nobody has: if that is a
@@ -304,6 +325,9 @@ func (g *Guard) policies(o Options) []interceptors.Policy {
 		telemetry.New(append(watch, o.Telemetry...)...),
 		g.identity,
 	}
+	if g.usage != nil {
+		list = slices.Insert(list, 1, interceptors.Policy(g.usage.Policy)) // it sees what all but telemetry do
+	}
 	if g.ledger != nil {
 		list = append(list, g.ledger.Rates())
 	}
@@ -322,6 +346,7 @@ func (g *Guard) policies(o Options) []interceptors.Policy {
 // Close gives back what the guard opened. Calls on its chain must have ended.
 func (g *Guard) Close() {
 	g.closeLedger()
+	g.closeUsage()
 	if g.flight.holders.Add(-1) == 0 {
 		g.flight.watch.Close()
 	}
@@ -353,6 +378,31 @@ func (g *Guard) closeLedger() {
 	}
 	if err := g.ledger.Close(); err != nil {
 		g.log.Error("the budgets could not be written to their file; the blocks in use will count as spent", "error", err)
+	}
+}
+
+// openUsage opens the file of the records, or goes on with that of the guard before.
+func (g *Guard) openUsage(before *Guard) error {
+	c := g.config.GetUsage()
+	switch {
+	case c == nil:
+		return nil
+	case before.usage != nil && proto.Equal(c, before.config.GetUsage()):
+		g.usage = before.usage
+	default:
+		p, err := usage.Open(c.GetFile(), g.log)
+		if err != nil {
+			return fmt.Errorf("usage.file: %w", err)
+		}
+		g.usage = &records{Policy: p}
+	}
+	g.usage.holders.Add(1)
+	return nil
+}
+
+func (g *Guard) closeUsage() {
+	if g.usage != nil && g.usage.holders.Add(-1) == 0 {
+		g.usage.Close()
 	}
 }
 

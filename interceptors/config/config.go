@@ -85,6 +85,9 @@ func resolve(cfg *configv1.Config, dir string) {
 		at(&store.Redis.PasswordFile)
 		at(&store.Redis.CaFile)
 	}
+	if u := cfg.GetUsage(); u != nil {
+		at(&u.File)
+	}
 	for n := range cfg.GetInspect().GetRuleFiles() {
 		at(&cfg.Inspect.RuleFiles[n])
 	}

@@ -14,6 +14,7 @@ import (
 	reflectionalphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
@@ -248,6 +249,7 @@ func TestDenyRulesNameMethodsThatSomebodyHas(t *testing.T) {
 		grpc_health_v1.File_grpc_health_v1_health_proto,
 		reflectionpb.File_grpc_reflection_v1_reflection_proto,
 		reflectionalphapb.File_grpc_reflection_v1alpha_reflection_proto,
+		adminv1.File_sluice_admin_v1_admin_proto,
 	} {
 		for _, s := range []protoreflect.ServiceDescriptor{f.Services().Get(0)} {
 			for n := range s.Methods().Len() {
@@ -257,7 +259,7 @@ func TestDenyRulesNameMethodsThatSomebodyHas(t *testing.T) {
 	}
 	slices.Sort(want)
 	if !slices.Equal(served, want) {
-		t.Errorf("served is %q; grpc-go has %q", served, want)
+		t.Errorf("served is %q; grpc-go and the admin API have %q", served, want)
 	}
 }
 
@@ -266,6 +268,7 @@ func TestReadTakesPathsFromTheFilesFolder(t *testing.T) {
 	text := `identity: {files: {certificate: a.pem, key: keys/a.pem, bundle: /etc/bundle.pem}}
 backends: [{name: a, dialect: DIALECT_FIELDS, descriptor_set: a.binpb}]
 inspect: {rule_files: [a.conf]}
+usage: {file: usage.jsonl}
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -275,8 +278,8 @@ inspect: {rule_files: [a.conf]}
 		t.Fatal(err)
 	}
 	dir, f := filepath.Dir(file), cfg.GetIdentity().GetFiles()
-	got := []string{f.GetCertificate(), f.GetKey(), f.GetBundle(), cfg.GetBackends()[0].GetDescriptorSet(), cfg.GetInspect().GetRuleFiles()[0]}
-	want := []string{filepath.Join(dir, "a.pem"), filepath.Join(dir, "keys", "a.pem"), "/etc/bundle.pem", filepath.Join(dir, "a.binpb"), filepath.Join(dir, "a.conf")}
+	got := []string{f.GetCertificate(), f.GetKey(), f.GetBundle(), cfg.GetBackends()[0].GetDescriptorSet(), cfg.GetInspect().GetRuleFiles()[0], cfg.GetUsage().GetFile()}
+	want := []string{filepath.Join(dir, "a.pem"), filepath.Join(dir, "keys", "a.pem"), "/etc/bundle.pem", filepath.Join(dir, "a.binpb"), filepath.Join(dir, "a.conf"), filepath.Join(dir, "usage.jsonl")}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q; want %q", got, want)
 	}

@@ -351,6 +351,16 @@ func (m *Method) ReadResponse(msg *fields.Message) Response {
 	return r
 }
 
+// ReadNext is ReadResponse for messages that are read with ScanNext, one after the
+// other, into the same Message: r holds what the one before said. Prompts and
+// outputs say nothing of an inference, so that one that repeats it says the same.
+func (m *Method) ReadNext(msg *fields.Message, r *Response) {
+	if !msg.Repeats() {
+		*r = m.ReadResponse(msg)
+		msg.KeepRoles()
+	}
+}
+
 // count is a reported number of tokens. What cannot be one is not believed.
 func count(msg *fields.Message, f *fields.Field) int64 {
 	v, ok := msg.Int(f)

@@ -174,9 +174,12 @@ func (m *Message) reset(p *Program) {
 	if m.prog != nil || m.Edited() {
 		m.Release()
 	}
-	if m.shape != nil && m.shape.held {
-		m.shape.held = false
-		m.clear()
+	if s := m.shape; s != nil {
+		s.again, s.roles = false, false
+		if s.held {
+			s.held = false
+			m.clear()
+		}
 	}
 	m.prog, m.left = p, p.opts.MaxFields
 }

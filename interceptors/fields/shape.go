@@ -13,17 +13,24 @@ import (
 
 // shape is how a message of a stream lay on the wire, so that those after it
 // that differ in their texts and numbers alone need not be parsed again: the
-// chunks of a model's answer are all alike. It keeps no texts.
+// chunks of a model's answer are all alike. It keeps no prompts and no outputs.
 type shape struct {
 	prog   *Program
 	wire   []byte  // the message, without its texts
 	gaps   []gap   // what may differ, in order
+	few    []gap   // what differs if all that the message says of itself stays: names, ids, numbers
 	like   Message // what was read from it: values lie in wire, or in gaps
 	misses int     // messages in a row that were not like it
+	moods  int     // messages in a row that were like it, but not in few alone
+	mute   bool    // what lies in few is prompts and outputs
 
 	// held says that the records of the message that the shape belongs to are
 	// those of like, but for what lies in the gaps and moves with them.
 	held  bool
+	now   []gap // those of the message at hand: gaps or few
+	calm  bool  // the records are those of like, but for what lies in few and moves with it
+	again bool  // and so they were in the message before
+	roles bool  // the roles are to stay as long as it goes on so
 	still int32 // what lay before has not moved in the message at hand
 	moves bool  // some offsets of the message at hand are not those of like
 }
@@ -42,6 +49,8 @@ type gap struct {
 	node     int32 // of a message or element: index of its node
 	raw      int32 // of raw data: index of its rawEntry
 	last     int32 // of a message: the last gap before its end
+
+	stays bool // a name, an id, a number: most messages have the same one, and wire has it
 
 	off, to int32  // where it lies in the message at hand: its value, its end
 	num     uint64 // the number, or the length of a message or of raw numbers
@@ -69,7 +78,7 @@ func (p *Program) ScanNext(m *Message, data mem.BufferSlice) error {
 	}
 	s := m.shape
 	if s.prog == p && len(data) == 1 {
-		if b := data[0].ReadOnlyData(); s.match(b) {
+		if b := data[0].ReadOnlyData(); s.resembles(b) {
 			s.misses = 0
 			m.prog, m.raw, m.size = p, data, len(b)
 			s.fill(m, b)
@@ -87,12 +96,48 @@ func (p *Program) ScanNext(m *Message, data mem.BufferSlice) error {
 	return nil
 }
 
-// match reports whether a message is like the one before, and finds its gaps.
+// Afresh has ScanNext expect messages that have nothing to do with those before,
+// though they may be like them.
+func (m *Message) Afresh() {
+	if m.shape != nil {
+		m.shape.misses, m.shape.moods = 0, 0
+	}
+}
+
+// Repeats reports that the message, read with [Program.ScanNext], differs from
+// the one before in prompts and outputs alone.
+func (m *Message) Repeats() bool { return m.prog != nil && m.shape != nil && m.shape.again }
+
+// KeepRoles has the roles of the fields stay as they are left, for as long as
+// messages repeat this one. Else they are those of the program.
+func (m *Message) KeepRoles() {
+	if m.prog != nil && m.shape != nil {
+		m.shape.roles = true
+	}
+}
+
+// resembles reports whether a message is like the one before, and finds its gaps.
+func (s *shape) resembles(b []byte) bool {
+	if s.moods&(s.moods-1) == 0 { // as above: less and less often
+		if s.now = s.few; s.match(b) {
+			s.moods = 0
+			return true
+		}
+	}
+	if s.now = s.gaps; !s.match(b) {
+		return false
+	}
+	s.moods++
+	return true
+}
+
+// match reports whether a message is like the one before but for the gaps of now,
+// and finds what lies in them.
 func (s *shape) match(b []byte) bool {
 	at, from := 0, 0
 	s.still = math.MaxInt32
-	for k := range s.gaps {
-		g := &s.gaps[k]
+	for k := range s.now {
+		g := &s.now[k]
 		n := int(g.pos) - from
 		if n > len(b)-at || string(b[at:at+n]) != string(s.wire[from:g.pos]) {
 			return false
@@ -107,9 +152,9 @@ func (s *shape) match(b []byte) bool {
 	if string(b[at:]) != string(s.wire[from:]) {
 		return false
 	}
-	for k := range s.gaps {
-		if g := &s.gaps[k]; g.kind == gapMessage {
-			last := &s.gaps[g.last]
+	for k := range s.now {
+		if g := &s.now[k]; g.kind == gapMessage {
+			last := &s.now[g.last]
 			if g.off+int32(g.num) != s.like.nodes[g.node].end-last.end+last.to {
 				return false
 			}
@@ -182,8 +227,8 @@ func (s *shape) moved(o int32) int32 {
 }
 
 func (s *shape) after(o int32) int32 {
-	for k := len(s.gaps) - 1; k >= 0; k-- {
-		if g := &s.gaps[k]; g.end <= o {
+	for k := len(s.now) - 1; k >= 0; k-- {
+		if g := &s.now[k]; g.end <= o {
 			return o - g.end + g.to
 		}
 	}
@@ -192,24 +237,31 @@ func (s *shape) after(o int32) int32 {
 
 // fill makes the records of m what a scan would have made of b, which matched.
 func (s *shape) fill(m *Message, b []byte) {
-	if !s.held {
-		m.Fields = append(m.Fields, s.like.Fields...)
-		m.Tensors = append(m.Tensors, s.like.Tensors...)
-		m.nodes = append(m.nodes, s.like.nodes...)
-		m.raws = append(m.raws, s.like.raws...)
-		m.runs = append(m.runs, s.like.runs...)
+	few := len(s.now) == len(s.few)
+	switch {
+	case !s.held, few && !s.calm:
+		m.Fields = append(m.Fields[:0], s.like.Fields...)
+		m.Tensors = append(m.Tensors[:0], s.like.Tensors...)
+		m.nodes = append(m.nodes[:0], s.like.nodes...)
+		m.raws = append(m.raws[:0], s.like.raws...)
+		m.runs = append(m.runs[:0], s.like.runs...)
 		m.Unknown, m.left = s.like.Unknown, s.like.left
-		s.held, s.moves = true, false
+		s.held, s.moves, s.again, s.roles = true, false, false, false
+	case few && s.mute && s.roles:
+		s.again = true
+	default:
+		for i := range m.Fields { // a dialect may have sharpened them
+			m.Fields[i].Role = m.Fields[i].f.role
+		}
+		s.again, s.roles = few && s.mute, false
 	}
-	for i := range m.Fields { // a dialect may have sharpened them
-		m.Fields[i].Role = m.Fields[i].f.role
-	}
+	s.calm = few
 	if s.still < math.MaxInt32 || s.moves {
 		s.move(m)
 		s.moves = s.still < math.MaxInt32
 	}
-	for k := range s.gaps {
-		g := &s.gaps[k]
+	for k := range s.now {
+		g := &s.now[k]
 		switch g.kind {
 		case gapText:
 			m.Fields[g.field].value = spanOf(b[g.off:g.to], int(g.off))
@@ -256,8 +308,8 @@ func (s *shape) release(m *Message) bool {
 		s.held = false
 		return false
 	}
-	for k := range s.gaps {
-		switch g := &s.gaps[k]; g.kind {
+	for k := range s.now {
+		switch g := &s.now[k]; g.kind {
 		case gapText:
 			m.Fields[g.field].value = span{}
 		case gapElement:
@@ -300,30 +352,41 @@ func (s *shape) learn(m *Message) {
 			return
 		}
 	}
-	s.nest(m)
+	s.few, s.mute, s.calm, s.again, s.moods = s.few[:0], true, false, false, 0
+	for _, g := range s.gaps {
+		if g.stays {
+			continue
+		}
+		s.few = append(s.few, g)
+		s.mute = s.mute && (g.kind == gapMessage || g.kind != gapRaw && said(m.Fields[g.field].f.role))
+	}
+	s.gaps, s.few = nest(m, s.gaps), nest(m, s.few)
 	s.prog = m.prog
 	s.keep(m, b)
 }
 
+// said reports whether a field of the role is a prompt or an output.
+func said(r Role) bool { return r == Prompt || r == Output }
+
 // nest finds the last gap in each message. A message in which nothing can
 // change its length is no gap.
-func (s *shape) nest(m *Message) {
-	all := s.gaps
-	s.gaps = all[:0]
+func nest(m *Message, all []gap) []gap {
+	gaps := all[:0]
 	for k, g := range all {
 		if g.kind == gapMessage && !slices.ContainsFunc(all[k+1:], func(x gap) bool {
 			return (x.kind == gapText || x.kind == gapElement) && x.end <= m.nodes[g.node].end
 		}) {
 			continue
 		}
-		s.gaps = append(s.gaps, g)
+		gaps = append(gaps, g)
 	}
-	for k := range s.gaps {
-		g := &s.gaps[k]
-		for j := k; g.kind == gapMessage && j < len(s.gaps) && s.gaps[j].end <= m.nodes[g.node].end; j++ {
+	for k := range gaps {
+		g := &gaps[k]
+		for j := k; g.kind == gapMessage && j < len(gaps) && gaps[j].end <= m.nodes[g.node].end; j++ {
 			g.last = int32(j)
 		}
 	}
+	return gaps
 }
 
 // learnNode finds the gap that the length of a message is.
@@ -354,16 +417,21 @@ func (s *shape) learnField(m *Message, b []byte, i int32) bool {
 	if tag < 0 {
 		return false
 	}
-	g := gap{pos: f.pos + int32(tag), end: int32(f.value.end()), f: f.f, field: i, kind: gapNumber}
+	g := gap{pos: f.pos + int32(tag), end: int32(f.value.end()), f: f.f, field: i, kind: gapNumber, stays: true}
 	if f.f.form == formText {
 		length, off, ok := shortLength(b, int(g.pos))
 		if !ok || off != int(f.value.off) || length != int(f.value.n) {
 			return false
 		}
-		g.kind = gapText
+		g.kind, g.stays = gapText, names(f.f.role)
 	}
 	s.gaps = append(s.gaps, g)
 	return true
+}
+
+// names reports whether a field of the role names the inference or what serves it.
+func names(r Role) bool {
+	return r == Model || r == ModelVersion || r == RequestID || r == SequenceID
 }
 
 // learnRaw finds the gap that a raw entry is.
@@ -398,8 +466,8 @@ func (s *shape) learnRaw(m *Message, b []byte, i int32) bool {
 // keep copies what was read, with the bytes but for texts.
 func (s *shape) keep(m *Message, b []byte) {
 	s.wire = append(s.wire[:0], b...)
-	for k := range s.gaps {
-		clear(s.wire[s.gaps[k].pos:s.gaps[k].end])
+	for k := range s.few {
+		clear(s.wire[s.few[k].pos:s.few[k].end])
 	}
 	like := &s.like
 	like.Fields = append(like.Fields[:0], m.Fields...)

@@ -14,7 +14,8 @@ import (
 )
 
 // FuzzShape: whatever came before, a message is read as a scan reads it, records
-// and all: those that are like the one before, and those that nearly are.
+// and all: those that are like the one before, and those that nearly are. Those
+// that repeat the one before say the same of themselves.
 func FuzzShape(f *testing.F) {
 	all := subjects(f)
 	corpus(f, all)
@@ -25,20 +26,22 @@ func FuzzShape(f *testing.F) {
 
 func TestShapes(t *testing.T) {
 	all := subjects(t)
-	like := 0
+	like, repeat := 0, 0
 	seeds(t, all, func(which byte, b []byte) {
-		for seed := range uint64(8) {
-			like += checkShape(t, all[int(which)%len(all)], seed, b)
+		for seed := range uint64(12) {
+			l, r := checkShape(t, all[int(which)%len(all)], seed, b)
+			like, repeat = like+l, repeat+r
 		}
 	})
-	t.Logf("%d messages were like the one before", like)
-	if like < 200 {
-		t.Errorf("only %d messages were like the one before: next to nothing was tested", like)
+	t.Logf("%d messages were like the one before, %d repeated it", like, repeat)
+	if like < 600 || repeat < 300 {
+		t.Errorf("only %d messages were like the one before, and %d repeated it: next to nothing was tested", like, repeat)
 	}
 }
 
-// checkShape returns how many messages were like the one before.
-func checkShape(t *testing.T, s subject, seed uint64, b []byte) (like int) {
+// checkShape returns how many messages were like the one before, and how many
+// repeated it.
+func checkShape(t *testing.T, s subject, seed uint64, b []byte) (like, repeat int) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	if seed%2 == 1 {
 		b, r = mutated(seed, b)
@@ -47,12 +50,18 @@ func checkShape(t *testing.T, s subject, seed uint64, b []byte) (like int) {
 	if seed%3 == 0 {
 		p = s.lenient
 	}
-	var next Message
+	var (
+		next   Message
+		before string
+		roles  []Role
+		keeps  bool
+	)
+	talk := r.IntN(2) == 0 // of other prompts and outputs only
 	for range 12 {
 		var whole Message
 		remembers := next.shape != nil && next.shape.prog != nil
 		if next.shape != nil {
-			next.shape.misses = 1 // remember each
+			next.shape.misses, next.shape.moods = 1, 0 // remember each
 		}
 		err, want := p.ScanNext(&next, one(b)), p.Scan(&whole, one(b))
 		if fmt.Sprint(err) != fmt.Sprint(want) {
@@ -65,18 +74,61 @@ func checkShape(t *testing.T, s subject, seed uint64, b []byte) (like int) {
 		if remembers && next.shape.misses == 0 {
 			like++
 		}
+		says := gist(&whole)
+		if next.Repeats() {
+			if repeat++; says != before {
+				t.Fatalf("it does not repeat the one before: %s\n%s\n%x", before, says, b)
+			}
+			for i := range roles {
+				whole.Fields[i].Role = roles[i]
+			}
+		} else {
+			keeps = false
+		}
+		before = says
 		sameRecords(t, &next, &whole, b)
-		b = another(r, p, b)
+		b = another(r, p, b, talk)
 		abuse(r, &next)
+		if r.IntN(2) == 0 {
+			next.KeepRoles()
+			keeps = true
+		}
+		roles = roles[:0]
+		for i := range next.Fields {
+			if keeps {
+				roles = append(roles, next.Fields[i].Role)
+			}
+		}
+		if r.IntN(4) > 0 {
+			next.Release()
+		}
 	}
-	return like
+	return like, repeat
+}
+
+// gist is what a message says, but for prompts and outputs.
+func gist(m *Message) string {
+	var b strings.Builder
+	for i := range m.Fields {
+		f := &m.Fields[i]
+		fmt.Fprintf(&b, "%s %v %t %d ", m.Path(f), f.Role, f.Shadowed, f.Tensor)
+		if !said(f.Role) {
+			fmt.Fprintf(&b, "%q", m.AppendText(nil, f))
+		}
+		b.WriteByte('\n')
+	}
+	for i := range m.Tensors {
+		x := &m.Tensors[i]
+		fmt.Fprintf(&b, "%q %q %d %t %v\n", m.Name(x), m.Datatype(x), x.Elements, x.SharedMemory, m.Ints(nil, x, 64))
+	}
+	return b.String()
 }
 
 // abuse does with a message what is done before the next is read.
 func abuse(r *rand.Rand, m *Message) {
 	for i := range m.Fields {
 		f := &m.Fields[i]
-		switch r.IntN(10) {
+		switch r.IntN(20) {
 		case 0:
 			f.Role = ErrorText
 		case 1:
@@ -87,18 +139,17 @@ func abuse(r *rand.Rand, m *Message) {
 			}
 		}
 	}
-	switch r.IntN(4) {
-	case 0:
+	if r.IntN(4) == 0 {
 		m.Append([]byte{0x0a, 0})
-	case 1:
-		return // not even released
 	}
-	m.Encode().Free()
-	m.Release()
+	if r.IntN(4) > 0 {
+		m.Encode().Free()
+	}
 }
 
-// another is a message with other values, or one that is nearly like it.
-func another(r *rand.Rand, p *Program, b []byte) []byte {
+// another is a message with other values, or one that is nearly like it. Talk
+// says that only prompts and outputs may be others, mostly.
+func another(r *rand.Rand, p *Program, b []byte, talk bool) []byte {
 	if r.IntN(5) == 0 {
 		return nearly(r, b)
 	}
@@ -109,7 +160,7 @@ func another(r *rand.Rand, p *Program, b []byte) []byte {
 	for i := range m.Fields {
 		f := &m.Fields[i]
 		switch {
-		case r.IntN(2) == 0, f.Shadowed:
+		case r.IntN(2) == 0, f.Shadowed, talk && !said(f.Role) && r.IntN(20) > 0:
 		case m.IsString(f):
 			m.Set(f, bytes.Repeat([]byte("ü"), []int{0, 1, 3, 60, 100, 600}[r.IntN(6)]))
 		case f.f.kind == protoreflect.BoolKind:
@@ -252,7 +303,7 @@ func TestAlike(t *testing.T) {
 			if bytes.Contains(m.shape.wire, []byte("one")) {
 				t.Error("a text was remembered")
 			}
-			if got := m.shape.match(test.b); got != test.like {
+			if got := m.shape.resembles(test.b); got != test.like {
 				t.Errorf("like the one before: %t, want %t", got, test.like)
 			}
 			var whole Message
@@ -263,5 +314,55 @@ func TestAlike(t *testing.T) {
 				sameRecords(t, &m, &whole, test.b)
 			}
 		})
+	}
+}
+
+// A message that repeats the one before differs from it in outputs alone. What
+// was remembered of it need not be read again, but after one that did not.
+func TestRepeats(t *testing.T) {
+	p, err := Compile(inference("ModelStreamInferResponse"), Options{Text: Output})
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := append([]byte{1<<3 | 2, 3}, "bad"...)
+	var m Message
+	for n, step := range []struct {
+		b    []byte
+		want bool
+		edit bool
+	}{
+		{chunk("a", "one", false), false, false},        // is remembered
+		{chunk("a", " and two", false), false, false},   // the records are not yet those that are remembered
+		{chunk("a", " and three", false), true, false},  // and now they are
+		{chunk("a", "", false), true, false},            //
+		{chunk("a", " and four", true), false, false},   // the end
+		{chunk("a", " and five", false), false, false},  // after which they are to be read again
+		{chunk("a", " and six", false), true, false},    //
+		{chunk("b", " and seven", false), false, false}, // another id
+		{chunk("a", " and eight", false), false, false}, //
+		{chunk("a", " and nine", false), true, true},    //
+		{chunk("a", " and ten", false), false, false},   // the one before was edited
+		{chunk("a", " and eleven", false), true, false}, //
+		{append(chunk("a", "no", false), failed...), false, false},
+		{append(chunk("a", "no", false), failed...), false, false}, // an error's text counts
+		{append(chunk("a", "no", false), failed...), false, false},
+	} {
+		if n >= 12 {
+			m.Afresh()
+		}
+		if err := p.ScanNext(&m, one(step.b)); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.Repeats(); got != step.want {
+			t.Errorf("message %d repeats the one before: %t, want %t", n, got, step.want)
+		}
+		if step.edit {
+			m.Set(&m.Fields[0], []byte("another"))
+			m.Encode().Free()
+		}
+		m.Release()
+		if m.Repeats() {
+			t.Error("a message that was released repeats another")
+		}
 	}
 }

@@ -250,5 +250,8 @@ func (a *asked) Request(m *fields.Message) error {
 // Response has nothing to see.
 func (a *asked) Response(*fields.Message) error { return nil }
 
+// Deaf says so.
+func (a *asked) Deaf() bool { return true }
+
 // End has nothing to give back.
 func (a *asked) End(interceptors.Outcome) {}

@@ -73,7 +73,7 @@ func request(b *testing.B, call *interceptors.Call, data mem.BufferSlice) {
 
 // response takes one through the chain to the caller.
 func response(b *testing.B, call *interceptors.Call, data mem.BufferSlice) {
-	e := interceptors.RawEnvelope(data)
+	e := interceptors.RawAnswer(data)
 	if _, v, err := call.Response(e); err != nil || v != interceptors.Deliver {
 		b.Fatal("the response is not delivered:", v, err)
 	}

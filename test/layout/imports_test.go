@@ -102,6 +102,7 @@ var rules = []rule{
 	policy("budget", "github.com/redis/rueidis"),
 	policy("admit"),
 	policy("telemetry", "go.opentelemetry.io/..."),
+	policy("usage", "go.opentelemetry.io/otel/trace"),
 	{
 		packages: "./interceptors/config/...",
 		allow: []string{

@@ -47,7 +47,7 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"serve", "check", "authz", "inspect", "scan", "issue", "demo", "model", "version"} {
+	for _, command := range []string{"serve", "check", "authz", "budget", "inspect", "scan", "issue", "demo", "model", "version"} {
 		if !found[command] {
 			t.Errorf("no page names sluice %s", command)
 		}

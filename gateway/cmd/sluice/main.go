@@ -18,7 +18,10 @@ const usage = `sluice guards AI inference over gRPC.
   sluice authz explain --config FILE --principal ID --method M
                                  say whether a request is allowed, and by which rule
   sluice authz test FILE...      try authorization rules by cases
+  sluice budget list|show|grant|reset --address ADDR
+                                 see and change the budgets of a running gateway
   sluice inspect [--config FILE] judge texts: JSON lines {id,text} in, {id,verdict,score,rules} out
+  sluice eval --data DIR         measure the inspection with texts whose verdict is known
   sluice scan --method M FILE    show the text in a recorded message, field by field
   sluice model --listen ADDR     run the small model server that the demo uses
   sluice issue --directory D P   write development identities for the SPIFFE ID paths P
@@ -43,8 +46,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return checkCommand(args, stdout, stderr)
 	case "authz":
 		return authzCommand(args, stdout, stderr)
+	case "budget":
+		return budgetCommand(args, stdout, stderr)
 	case "inspect":
 		return inspectCommand(args, stdin, stdout, stderr)
+	case "eval":
+		return evalCommand(args, stdout, stderr)
 	case "scan":
 		return scanCommand(args, stdin, stdout, stderr)
 	case "demo":

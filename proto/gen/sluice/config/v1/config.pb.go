@@ -334,7 +334,9 @@ type Config struct {
 	// What tokens cost, for budgets of money.
 	Prices []*Price `protobuf:"bytes,10,rep,name=prices,proto3" json:"prices,omitempty"`
 	// Where the accounts of budgets are kept. Absent: in memory, for the life of the process.
-	BudgetStore   *BudgetStore `protobuf:"bytes,11,opt,name=budget_store,json=budgetStore,proto3" json:"budget_store,omitempty"`
+	BudgetStore *BudgetStore `protobuf:"bytes,11,opt,name=budget_store,json=budgetStore,proto3" json:"budget_store,omitempty"`
+	// A record of every inference, for showback. Absent: none.
+	Usage         *Usage `protobuf:"bytes,12,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -446,6 +448,13 @@ func (x *Config) GetBudgetStore() *BudgetStore {
 	return nil
 }
 
+func (x *Config) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 // Listener is the gateway's own socket and its limits at the edge.
 type Listener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -470,7 +479,10 @@ type Listener struct {
 	// Answer gRPC server reflection. Default false.
 	Reflection bool `protobuf:"varint,10,opt,name=reflection,proto3" json:"reflection,omitempty"`
 	// RPCs that one peer may reset in 10 s before its connection is closed. Default 200.
-	MaxResets     uint32 `protobuf:"varint,11,opt,name=max_resets,json=maxResets,proto3" json:"max_resets,omitempty"`
+	MaxResets uint32 `protobuf:"varint,11,opt,name=max_resets,json=maxResets,proto3" json:"max_resets,omitempty"`
+	// Serve the admin API (sluice.admin.v1) too. A rule must name each of its methods.
+	// Default false.
+	AdminApi      bool `protobuf:"varint,12,opt,name=admin_api,json=adminApi,proto3" json:"admin_api,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -580,6 +592,13 @@ func (x *Listener) GetMaxResets() uint32 {
 		return x.MaxResets
 	}
 	return 0
+}
+
+func (x *Listener) GetAdminApi() bool {
+	if x != nil {
+		return x.AdminApi
+	}
+	return false
 }
 
 // Identity is who we are, whom we know, and who may do what.
@@ -1773,7 +1792,10 @@ type Budget struct {
 	// overspend by no more than they hold, and only if one of them is lost.
 	Share uint64 `protobuf:"varint,19,opt,name=share,proto3" json:"share,omitempty"`
 	// What happens when that store cannot be reached.
-	StoreLost     StoreLost `protobuf:"varint,20,opt,name=store_lost,json=storeLost,proto3,enum=sluice.config.v1.StoreLost" json:"store_lost,omitempty"`
+	StoreLost StoreLost `protobuf:"varint,20,opt,name=store_lost,json=storeLost,proto3,enum=sluice.config.v1.StoreLost" json:"store_lost,omitempty"`
+	// Tell callers what is left, in the trailer x-sluice-budget-NAME-remaining. Only for
+	// budgets per tenant or principal: what others use is no caller's business.
+	Tell          bool `protobuf:"varint,21,opt,name=tell,proto3" json:"tell,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1946,6 +1968,13 @@ func (x *Budget) GetStoreLost() StoreLost {
 		return x.StoreLost
 	}
 	return StoreLost_STORE_LOST_UNSPECIFIED
+}
+
+func (x *Budget) GetTell() bool {
+	if x != nil {
+		return x.Tell
+	}
+	return false
 }
 
 // BudgetStore is where the accounts of budgets are kept.
@@ -2127,6 +2156,54 @@ func (x *Redis) GetLease() *durationpb.Duration {
 	return nil
 }
 
+// Usage is where the records of inferences go: a line of JSON for each, with who
+// called, the model, tokens and what was charged; never a prompt or an output.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file, relative to the configuration file. It is only appended to; if it is
+	// moved away, a new one is begun within a second.
+	File          string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Usage) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
 // Price is what the tokens of a model cost.
 type Price struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2141,7 +2218,7 @@ type Price struct {
 
 func (x *Price) Reset() {
 	*x = Price{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2230,7 @@ func (x *Price) String() string {
 func (*Price) ProtoMessage() {}
 
 func (x *Price) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2243,7 @@ func (x *Price) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Price.ProtoReflect.Descriptor instead.
 func (*Price) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Price) GetModel() string {
@@ -2196,19 +2273,39 @@ type Pool struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Permits there are.
 	Capacity uint32 `protobuf:"varint,2,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// Models that run on it. A model is in one pool at most.
+	// Models that run on it. A model is in one pool at most, but for PoolModel.together.
 	Models []*PoolModel `protobuf:"bytes,3,rep,name=models,proto3" json:"models,omitempty"`
-	// Inferences that may wait. 0: none, the excess is refused at once.
+	// Inferences that may wait. 0: none, the excess is refused at once. Where all
+	// places are taken, a tenant that has fewer of them than its share takes one of
+	// the tenant that is furthest above its own.
 	QueueLength uint32 `protobuf:"varint,4,opt,name=queue_length,json=queueLength,proto3" json:"queue_length,omitempty"`
 	// How long one may wait. Default 5 s.
-	QueueTimeout  *durationpb.Duration `protobuf:"bytes,5,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
+	QueueTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
+	// Bytes of messages that may wait. Default: no bound but queue_length.
+	QueueBytes uint64 `protobuf:"varint,6,opt,name=queue_bytes,json=queueBytes,proto3" json:"queue_bytes,omitempty"`
+	// Tenants that differ from the others. Default: all have the weight 1, no cap
+	// and no reserve.
+	Tenants []*PoolTenant `protobuf:"bytes,7,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// Permits that one principal may hold. Default: all that its tenant may.
+	PrincipalPermits uint32 `protobuf:"varint,8,opt,name=principal_permits,json=principalPermits,proto3" json:"principal_permits,omitempty"`
+	// Who goes first; the first that names an inference. Default: all are equal.
+	Priorities []*PoolPriority `protobuf:"bytes,9,rep,name=priorities,proto3" json:"priorities,omitempty"`
+	// What has waited this long goes up to the next priority. Default: a quarter of
+	// queue_timeout.
+	Ageing *durationpb.Duration `protobuf:"bytes,10,opt,name=ageing,proto3" json:"ageing,omitempty"`
+	// What a token of the input and one of the output count in a tenant's share.
+	// Default 1 and 2.
+	InputWeight  *uint32 `protobuf:"varint,11,opt,name=input_weight,json=inputWeight,proto3,oneof" json:"input_weight,omitempty"`
+	OutputWeight *uint32 `protobuf:"varint,12,opt,name=output_weight,json=outputWeight,proto3,oneof" json:"output_weight,omitempty"`
+	// Lower the capacity while the model server is slow. Default: it is fixed.
+	Adaptive      *PoolAdaptive `protobuf:"bytes,13,opt,name=adaptive,proto3" json:"adaptive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2317,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2330,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Pool) GetName() string {
@@ -2271,20 +2368,86 @@ func (x *Pool) GetQueueTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Pool) GetQueueBytes() uint64 {
+	if x != nil {
+		return x.QueueBytes
+	}
+	return 0
+}
+
+func (x *Pool) GetTenants() []*PoolTenant {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+func (x *Pool) GetPrincipalPermits() uint32 {
+	if x != nil {
+		return x.PrincipalPermits
+	}
+	return 0
+}
+
+func (x *Pool) GetPriorities() []*PoolPriority {
+	if x != nil {
+		return x.Priorities
+	}
+	return nil
+}
+
+func (x *Pool) GetAgeing() *durationpb.Duration {
+	if x != nil {
+		return x.Ageing
+	}
+	return nil
+}
+
+func (x *Pool) GetInputWeight() uint32 {
+	if x != nil && x.InputWeight != nil {
+		return *x.InputWeight
+	}
+	return 0
+}
+
+func (x *Pool) GetOutputWeight() uint32 {
+	if x != nil && x.OutputWeight != nil {
+		return *x.OutputWeight
+	}
+	return 0
+}
+
+func (x *Pool) GetAdaptive() *PoolAdaptive {
+	if x != nil {
+		return x.Adaptive
+	}
+	return nil
+}
+
 // PoolModel is a model in a pool.
 type PoolModel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The model's name; "*" for every model that no pool names.
 	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
 	// Permits that one inference holds. Default 1.
-	Weight        uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	Weight uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Or one permit for each so many tokens, of the input and of the most that the
+	// model may write; it is corrected while the inference runs.
+	TokensPerPermit uint32 `protobuf:"varint,3,opt,name=tokens_per_permit,json=tokensPerPermit,proto3" json:"tokens_per_permit,omitempty"`
+	// Output tokens of an inference that does not say how many it wants. Default
+	// 256. For tokens_per_permit.
+	DefaultOutputTokens uint32 `protobuf:"varint,4,opt,name=default_output_tokens,json=defaultOutputTokens,proto3" json:"default_output_tokens,omitempty"`
+	// The model is in other pools too, and an inference holds permits of all of
+	// them, taken in the order in which the pools are configured. All its entries
+	// must say so.
+	Together      bool `protobuf:"varint,5,opt,name=together,proto3" json:"together,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PoolModel) Reset() {
 	*x = PoolModel{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2459,7 @@ func (x *PoolModel) String() string {
 func (*PoolModel) ProtoMessage() {}
 
 func (x *PoolModel) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2472,7 @@ func (x *PoolModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolModel.ProtoReflect.Descriptor instead.
 func (*PoolModel) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PoolModel) GetModel() string {
@@ -2322,6 +2485,230 @@ func (x *PoolModel) GetModel() string {
 func (x *PoolModel) GetWeight() uint32 {
 	if x != nil {
 		return x.Weight
+	}
+	return 0
+}
+
+func (x *PoolModel) GetTokensPerPermit() uint32 {
+	if x != nil {
+		return x.TokensPerPermit
+	}
+	return 0
+}
+
+func (x *PoolModel) GetDefaultOutputTokens() uint32 {
+	if x != nil {
+		return x.DefaultOutputTokens
+	}
+	return 0
+}
+
+func (x *PoolModel) GetTogether() bool {
+	if x != nil {
+		return x.Together
+	}
+	return false
+}
+
+// PoolTenant is what a tenant gets of a pool.
+type PoolTenant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tenant; "*" for each that is not named.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Its share of the tokens when tenants compete, relative to the others'. Default 1.
+	Weight uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Permits that it may hold. Default: all that are not reserved for others.
+	Permits uint32 `protobuf:"varint,3,opt,name=permits,proto3" json:"permits,omitempty"`
+	// Permits that are kept for it, used or not. Not for "*".
+	Reserved      uint32 `protobuf:"varint,4,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolTenant) Reset() {
+	*x = PoolTenant{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolTenant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolTenant) ProtoMessage() {}
+
+func (x *PoolTenant) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolTenant.ProtoReflect.Descriptor instead.
+func (*PoolTenant) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PoolTenant) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *PoolTenant) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *PoolTenant) GetPermits() uint32 {
+	if x != nil {
+		return x.Permits
+	}
+	return 0
+}
+
+func (x *PoolTenant) GetReserved() uint32 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+// PoolPriority is a priority of inferences. An empty list names all.
+type PoolPriority struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A higher one goes first. What no PoolPriority names has 0.
+	Priority int32 `protobuf:"varint,1,opt,name=priority,proto3" json:"priority,omitempty"`
+	// SPIFFE IDs, as in Rule.
+	Principals []string `protobuf:"bytes,2,rep,name=principals,proto3" json:"principals,omitempty"`
+	// Full methods.
+	Methods []string `protobuf:"bytes,3,rep,name=methods,proto3" json:"methods,omitempty"`
+	// Model names.
+	Models        []string `protobuf:"bytes,4,rep,name=models,proto3" json:"models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolPriority) Reset() {
+	*x = PoolPriority{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolPriority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolPriority) ProtoMessage() {}
+
+func (x *PoolPriority) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolPriority.ProtoReflect.Descriptor instead.
+func (*PoolPriority) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PoolPriority) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *PoolPriority) GetPrincipals() []string {
+	if x != nil {
+		return x.Principals
+	}
+	return nil
+}
+
+func (x *PoolPriority) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *PoolPriority) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+// PoolAdaptive lowers the permits of a pool by a tenth while the first responses
+// take longer than they should, and raises them by one while they do not.
+type PoolAdaptive struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long the first response may take, at the median, from when the inference
+	// is handed to the model server.
+	FirstResponse *durationpb.Duration `protobuf:"bytes,1,opt,name=first_response,json=firstResponse,proto3" json:"first_response,omitempty"`
+	// The least capacity. Default 1.
+	MinCapacity   uint32 `protobuf:"varint,2,opt,name=min_capacity,json=minCapacity,proto3" json:"min_capacity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolAdaptive) Reset() {
+	*x = PoolAdaptive{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolAdaptive) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolAdaptive) ProtoMessage() {}
+
+func (x *PoolAdaptive) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolAdaptive.ProtoReflect.Descriptor instead.
+func (*PoolAdaptive) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PoolAdaptive) GetFirstResponse() *durationpb.Duration {
+	if x != nil {
+		return x.FirstResponse
+	}
+	return nil
+}
+
+func (x *PoolAdaptive) GetMinCapacity() uint32 {
+	if x != nil {
+		return x.MinCapacity
 	}
 	return 0
 }
@@ -2342,7 +2729,7 @@ type MessageLimits struct {
 
 func (x *MessageLimits) Reset() {
 	*x = MessageLimits{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2354,7 +2741,7 @@ func (x *MessageLimits) String() string {
 func (*MessageLimits) ProtoMessage() {}
 
 func (x *MessageLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2367,7 +2754,7 @@ func (x *MessageLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageLimits.ProtoReflect.Descriptor instead.
 func (*MessageLimits) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MessageLimits) GetMaxBytes() uint32 {
@@ -2408,7 +2795,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +2807,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +2820,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Telemetry) GetOtlpAddress() string {
@@ -2475,7 +2862,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +2874,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +2887,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Admin) GetAddress() string {
@@ -2514,7 +2901,7 @@ var File_sluice_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1dsluice/config/v1/config.proto\x12\x10sluice.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dsluice/fields/v1/fields.proto\"\x93\x05\n" +
+	"\x1dsluice/config/v1/config.proto\x12\x10sluice.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dsluice/fields/v1/fields.proto\"\xc2\x05\n" +
 	"\x06Config\x126\n" +
 	"\blistener\x18\x01 \x01(\v2\x1a.sluice.config.v1.ListenerR\blistener\x12>\n" +
 	"\bidentity\x18\x02 \x01(\v2\x1a.sluice.config.v1.IdentityB\x06\xbaH\x03\xc8\x01\x01R\bidentity\x12?\n" +
@@ -2527,7 +2914,8 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x05admin\x18\t \x01(\v2\x17.sluice.config.v1.AdminR\x05admin\x12:\n" +
 	"\x06prices\x18\n" +
 	" \x03(\v2\x17.sluice.config.v1.PriceB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x06prices\x12@\n" +
-	"\fbudget_store\x18\v \x01(\v2\x1d.sluice.config.v1.BudgetStoreR\vbudgetStore\"\x9b\x05\n" +
+	"\fbudget_store\x18\v \x01(\v2\x1d.sluice.config.v1.BudgetStoreR\vbudgetStore\x12-\n" +
+	"\x05usage\x18\f \x01(\v2\x17.sluice.config.v1.UsageR\x05usage\"\xb8\x05\n" +
 	"\bListener\x12!\n" +
 	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress\x124\n" +
 	"\x16max_concurrent_streams\x18\x02 \x01(\rR\x14maxConcurrentStreams\x121\n" +
@@ -2543,7 +2931,8 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\n" +
 	"reflection\x12\x1d\n" +
 	"\n" +
-	"max_resets\x18\v \x01(\rR\tmaxResets\"\xc4\x06\n" +
+	"max_resets\x18\v \x01(\rR\tmaxResets\x12\x1b\n" +
+	"\tadmin_api\x18\f \x01(\bR\badminApi\"\xc4\x06\n" +
 	"\bIdentity\x12J\n" +
 	"\vdevelopment\x18\x01 \x01(\v2&.sluice.config.v1.DevelopmentAuthorityH\x00R\vdevelopment\x127\n" +
 	"\x05files\x18\x02 \x01(\v2\x1f.sluice.config.v1.IdentityFilesH\x00R\x05files\x128\n" +
@@ -2636,7 +3025,7 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x05rules\x18\x03 \x01(\tR\x05rules\x12\x16\n" +
 	"\x06shadow\x18\x04 \x03(\rR\x06shadow\x12\x1c\n" +
 	"\tresponses\x18\x05 \x01(\bR\tresponses\x12*\n" +
-	"\bcanaries\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\bR\bcanaries\"\xc9\a\n" +
+	"\bcanaries\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\bR\bcanaries\"\xdd\a\n" +
 	"\x06Budget\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12-\n" +
 	"\x03per\x18\x02 \x03(\x0e2\x1b.sluice.config.v1.BudgetKeyR\x03per\x12\x16\n" +
@@ -2660,7 +3049,8 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x04debt\x18\x12 \x01(\bR\x04debt\x12\x14\n" +
 	"\x05share\x18\x13 \x01(\x04R\x05share\x12D\n" +
 	"\n" +
-	"store_lost\x18\x14 \x01(\x0e2\x1b.sluice.config.v1.StoreLostB\b\xbaH\x05\x82\x01\x02\x10\x01R\tstoreLost:\xb6\x01\xbaH\xb2\x01\x1a\xaf\x01\n" +
+	"store_lost\x18\x14 \x01(\x0e2\x1b.sluice.config.v1.StoreLostB\b\xbaH\x05\x82\x01\x02\x10\x01R\tstoreLost\x12\x12\n" +
+	"\x04tell\x18\x15 \x01(\bR\x04tell:\xb6\x01\xbaH\xb2\x01\x1a\xaf\x01\n" +
 	"\x11budget.one_amount\x129set one of tokens, requests, money_micros and gpu_seconds\x1a_[this.tokens, this.requests, this.money_micros, this.gpu_seconds].filter(n, n > 0u).size() == 1B\x0f\n" +
 	"\r_input_weightB\x10\n" +
 	"\x0e_output_weight\"m\n" +
@@ -2675,20 +3065,57 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\aca_file\x18\x04 \x01(\tR\x06caFile\x12=\n" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\atimeout\x12;\n" +
 	"\x05lease\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\n" +
-	"\xbaH\a\xaa\x01\x042\x02\b\x01R\x05lease\"\x9a\x01\n" +
+	"\xbaH\a\xaa\x01\x042\x02\b\x01R\x05lease\"$\n" +
+	"\x05Usage\x12\x1b\n" +
+	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\"\x9a\x01\n" +
 	"\x05Price\x12\x1d\n" +
 	"\x05model\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05model\x127\n" +
 	"\x18input_micros_per_million\x18\x02 \x01(\x04R\x15inputMicrosPerMillion\x129\n" +
-	"\x19output_micros_per_million\x18\x03 \x01(\x04R\x16outputMicrosPerMillion\"\x83\x02\n" +
+	"\x19output_micros_per_million\x18\x03 \x01(\x04R\x16outputMicrosPerMillion\"\xcb\x05\n" +
 	"\x04Pool\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12#\n" +
 	"\bcapacity\x18\x02 \x01(\rB\a\xbaH\x04*\x02 \x00R\bcapacity\x123\n" +
 	"\x06models\x18\x03 \x03(\v2\x1b.sluice.config.v1.PoolModelR\x06models\x12!\n" +
 	"\fqueue_length\x18\x04 \x01(\rR\vqueueLength\x12H\n" +
-	"\rqueue_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\fqueueTimeout\"B\n" +
+	"\rqueue_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\fqueueTimeout\x12\x1f\n" +
+	"\vqueue_bytes\x18\x06 \x01(\x04R\n" +
+	"queueBytes\x126\n" +
+	"\atenants\x18\a \x03(\v2\x1c.sluice.config.v1.PoolTenantR\atenants\x12+\n" +
+	"\x11principal_permits\x18\b \x01(\rR\x10principalPermits\x12>\n" +
+	"\n" +
+	"priorities\x18\t \x03(\v2\x1e.sluice.config.v1.PoolPriorityR\n" +
+	"priorities\x12;\n" +
+	"\x06ageing\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\x06ageing\x120\n" +
+	"\finput_weight\x18\v \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aH\x00R\vinputWeight\x88\x01\x01\x122\n" +
+	"\routput_weight\x18\f \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aH\x01R\foutputWeight\x88\x01\x01\x12:\n" +
+	"\badaptive\x18\r \x01(\v2\x1e.sluice.config.v1.PoolAdaptiveR\badaptiveB\x0f\n" +
+	"\r_input_weightB\x10\n" +
+	"\x0e_output_weight\"\xba\x02\n" +
 	"\tPoolModel\x12\x1d\n" +
 	"\x05model\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05model\x12\x16\n" +
-	"\x06weight\x18\x02 \x01(\rR\x06weight\"e\n" +
+	"\x06weight\x18\x02 \x01(\rR\x06weight\x12*\n" +
+	"\x11tokens_per_permit\x18\x03 \x01(\rR\x0ftokensPerPermit\x122\n" +
+	"\x15default_output_tokens\x18\x04 \x01(\rR\x13defaultOutputTokens\x12\x1a\n" +
+	"\btogether\x18\x05 \x01(\bR\btogether:z\xbaHw\x1au\n" +
+	"\x15pool_model.one_weight\x12)set weight or tokens_per_permit, not both\x1a1this.weight == 0u || this.tokens_per_permit == 0u\"\x85\x01\n" +
+	"\n" +
+	"PoolTenant\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06tenant\x12 \n" +
+	"\x06weight\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\x12\x18\n" +
+	"\apermits\x18\x03 \x01(\rR\apermits\x12\x1a\n" +
+	"\breserved\x18\x04 \x01(\rR\breserved\"\x90\x01\n" +
+	"\fPoolPriority\x12.\n" +
+	"\bpriority\x18\x01 \x01(\x05B\x12\xbaH\x0f\x1a\r\x18\n" +
+	"(\xf6\xff\xff\xff\xff\xff\xff\xff\xff\x01R\bpriority\x12\x1e\n" +
+	"\n" +
+	"principals\x18\x02 \x03(\tR\n" +
+	"principals\x12\x18\n" +
+	"\amethods\x18\x03 \x03(\tR\amethods\x12\x16\n" +
+	"\x06models\x18\x04 \x03(\tR\x06models\"\x80\x01\n" +
+	"\fPoolAdaptive\x12M\n" +
+	"\x0efirst_response\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\v\xbaH\b\xc8\x01\x01\xaa\x01\x02*\x00R\rfirstResponse\x12!\n" +
+	"\fmin_capacity\x18\x02 \x01(\rR\vminCapacity\"e\n" +
 	"\rMessageLimits\x12\x1b\n" +
 	"\tmax_bytes\x18\x01 \x01(\rR\bmaxBytes\x12\x1d\n" +
 	"\n" +
@@ -2743,7 +3170,7 @@ func file_sluice_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_sluice_config_v1_config_proto_goTypes = []any{
 	(ClientCertificate)(0),       // 0: sluice.config.v1.ClientCertificate
 	(Dialect)(0),                 // 1: sluice.config.v1.Dialect
@@ -2769,14 +3196,18 @@ var file_sluice_config_v1_config_proto_goTypes = []any{
 	(*Budget)(nil),               // 21: sluice.config.v1.Budget
 	(*BudgetStore)(nil),          // 22: sluice.config.v1.BudgetStore
 	(*Redis)(nil),                // 23: sluice.config.v1.Redis
-	(*Price)(nil),                // 24: sluice.config.v1.Price
-	(*Pool)(nil),                 // 25: sluice.config.v1.Pool
-	(*PoolModel)(nil),            // 26: sluice.config.v1.PoolModel
-	(*MessageLimits)(nil),        // 27: sluice.config.v1.MessageLimits
-	(*Telemetry)(nil),            // 28: sluice.config.v1.Telemetry
-	(*Admin)(nil),                // 29: sluice.config.v1.Admin
-	(*durationpb.Duration)(nil),  // 30: google.protobuf.Duration
-	(v1.Role)(0),                 // 31: sluice.fields.v1.Role
+	(*Usage)(nil),                // 24: sluice.config.v1.Usage
+	(*Price)(nil),                // 25: sluice.config.v1.Price
+	(*Pool)(nil),                 // 26: sluice.config.v1.Pool
+	(*PoolModel)(nil),            // 27: sluice.config.v1.PoolModel
+	(*PoolTenant)(nil),           // 28: sluice.config.v1.PoolTenant
+	(*PoolPriority)(nil),         // 29: sluice.config.v1.PoolPriority
+	(*PoolAdaptive)(nil),         // 30: sluice.config.v1.PoolAdaptive
+	(*MessageLimits)(nil),        // 31: sluice.config.v1.MessageLimits
+	(*Telemetry)(nil),            // 32: sluice.config.v1.Telemetry
+	(*Admin)(nil),                // 33: sluice.config.v1.Admin
+	(*durationpb.Duration)(nil),  // 34: google.protobuf.Duration
+	(v1.Role)(0),                 // 35: sluice.fields.v1.Role
 }
 var file_sluice_config_v1_config_proto_depIdxs = []int32{
 	6,  // 0: sluice.config.v1.Config.listener:type_name -> sluice.config.v1.Listener
@@ -2784,49 +3215,55 @@ var file_sluice_config_v1_config_proto_depIdxs = []int32{
 	17, // 2: sluice.config.v1.Config.backends:type_name -> sluice.config.v1.Backend
 	20, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
 	21, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
-	25, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
-	28, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
-	27, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
-	29, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
-	24, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
+	26, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
+	32, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
+	31, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
+	33, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
+	25, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
 	22, // 10: sluice.config.v1.Config.budget_store:type_name -> sluice.config.v1.BudgetStore
-	30, // 11: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
-	30, // 12: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
-	30, // 13: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
-	30, // 14: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
-	30, // 15: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
-	12, // 16: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
-	13, // 17: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
-	15, // 18: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
-	8,  // 19: sluice.config.v1.Identity.workload_api:type_name -> sluice.config.v1.WorkloadAPI
-	16, // 20: sluice.config.v1.Identity.rules:type_name -> sluice.config.v1.Rule
-	11, // 21: sluice.config.v1.Identity.tenants:type_name -> sluice.config.v1.TenantRule
-	0,  // 22: sluice.config.v1.Identity.client_certificate:type_name -> sluice.config.v1.ClientCertificate
-	9,  // 23: sluice.config.v1.Identity.jwt:type_name -> sluice.config.v1.JWTIdentity
-	10, // 24: sluice.config.v1.Identity.forwarded:type_name -> sluice.config.v1.ForwardedIdentity
-	30, // 25: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
-	30, // 26: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
-	30, // 27: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
-	14, // 28: sluice.config.v1.IdentityFiles.federated:type_name -> sluice.config.v1.FederatedBundle
-	1,  // 29: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
-	18, // 30: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
-	19, // 31: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
-	31, // 32: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
-	31, // 33: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
-	4,  // 34: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
-	30, // 35: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
-	3,  // 36: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
-	2,  // 37: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
-	23, // 38: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
-	30, // 39: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	30, // 40: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
-	26, // 41: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
-	30, // 42: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	24, // 11: sluice.config.v1.Config.usage:type_name -> sluice.config.v1.Usage
+	34, // 12: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
+	34, // 13: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
+	34, // 14: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
+	34, // 15: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
+	34, // 16: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
+	12, // 17: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
+	13, // 18: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
+	15, // 19: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
+	8,  // 20: sluice.config.v1.Identity.workload_api:type_name -> sluice.config.v1.WorkloadAPI
+	16, // 21: sluice.config.v1.Identity.rules:type_name -> sluice.config.v1.Rule
+	11, // 22: sluice.config.v1.Identity.tenants:type_name -> sluice.config.v1.TenantRule
+	0,  // 23: sluice.config.v1.Identity.client_certificate:type_name -> sluice.config.v1.ClientCertificate
+	9,  // 24: sluice.config.v1.Identity.jwt:type_name -> sluice.config.v1.JWTIdentity
+	10, // 25: sluice.config.v1.Identity.forwarded:type_name -> sluice.config.v1.ForwardedIdentity
+	34, // 26: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
+	34, // 27: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
+	34, // 28: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
+	14, // 29: sluice.config.v1.IdentityFiles.federated:type_name -> sluice.config.v1.FederatedBundle
+	1,  // 30: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
+	18, // 31: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
+	19, // 32: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
+	35, // 33: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
+	35, // 34: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
+	4,  // 35: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
+	34, // 36: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
+	3,  // 37: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
+	2,  // 38: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
+	23, // 39: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
+	34, // 40: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	34, // 41: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
+	27, // 42: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
+	34, // 43: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
+	28, // 44: sluice.config.v1.Pool.tenants:type_name -> sluice.config.v1.PoolTenant
+	29, // 45: sluice.config.v1.Pool.priorities:type_name -> sluice.config.v1.PoolPriority
+	34, // 46: sluice.config.v1.Pool.ageing:type_name -> google.protobuf.Duration
+	30, // 47: sluice.config.v1.Pool.adaptive:type_name -> sluice.config.v1.PoolAdaptive
+	34, // 48: sluice.config.v1.PoolAdaptive.first_response:type_name -> google.protobuf.Duration
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_sluice_config_v1_config_proto_init() }
@@ -2845,14 +3282,15 @@ func file_sluice_config_v1_config_proto_init() {
 		(*BudgetStore_File)(nil),
 		(*BudgetStore_Redis)(nil),
 	}
-	file_sluice_config_v1_config_proto_msgTypes[23].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[27].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_config_v1_config_proto_rawDesc), len(file_sluice_config_v1_config_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
