@@ -33,7 +33,7 @@ func evalCommand(args []string, stdout, stderr io.Writer) int {
 	}
 	card, err := scorecard.Measure(os.DirFS(*data), judge)
 	if err != nil {
-		return fail(stderr, "eval", err)
+		return fail(stderr, "eval", fmt.Errorf("%s: %w", *data, err))
 	}
 	for _, out := range []struct {
 		name  string

@@ -149,8 +149,8 @@ a text says is true.
 ## What it was trained on
 
 - Version %d of the generator in corpus, seed %d: %d attacks and %d harmless texts. Written from knowledge of the
-  techniques; English and 14 more languages. No line has six words in a row in common with a text below, but for turns
-  of common English ("I want you to act as", "a step by step guide").
+  techniques; English and 14 more languages. Few lines have six words in a row in common with a text below (22 when
+  it was last looked at), nearly all turns of common English ("I want you to act as", "a step by step guide").
 - %d mixtures: composed injections (and, as often, harmless sentences) in real documents, real attacks in composed
   tool results, e-mails, pages and code.
 - %d real texts of public collections, none of which is in the repository. Encoded ones (base64 and the like) only
@@ -173,10 +173,10 @@ interval (Clopper and Pearson).
 
 What its authors saw: the settings were chosen by this table, over a dozen times, and errors on these texts were read
 while the phrases of the rules and the first version of the generator were written. That version's later rounds
-followed forms of attack from here, and it had .74, .70 and .65 in the mean. For this version whatever shared a run of
+followed forms of attack from here, and it had .74, .70 and .65 in the mean. For this version nearly all that shared a run of
 words with these texts was rewritten or left out, and their particular forms gave way to others of the same
-techniques; what is left of the difference is what had been learned by heart. So the figures are near to what unseen
-texts will show, and still no better than that: texts of other collections are the only fair test.
+techniques. How much of the difference had been learned by heart, and how much the other changes made, was not tried
+apart. The settings were still chosen by this table, so texts of other collections are the only fair test.
 
 "mixed_injected" are composed orders in real documents, documents of sources that the model has not seen, and
 "mixed_inserted" the same documents with a harmless sentence: they say how well it sees what is hidden in a document, as
