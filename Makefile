@@ -25,9 +25,15 @@ ARGS ?=
 BENCH     ?= .
 COUNT     ?= 1
 BENCH_OUT ?= test/bench/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo uncommitted).md
+# make bench-overload: how long each load is measured, and the file that gets the report.
+OVERLOAD     ?= 60s
+OVERLOAD_OUT ?= test/bench/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo uncommitted)-overload.md
 # make soak: for how long, and the file that gets the report.
 SOAK     ?= 10m
 SOAK_OUT ?= test/mesh/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo uncommitted).md
+# The same of budgets.
+BUDGET_SOAK     ?= 3m
+BUDGET_SOAK_OUT ?= test/budget/results/$(notdir $(SOAK_OUT))
 # make fuzz: how long each target runs.
 FUZZTIME ?= 60s
 # make kind-test: 1 turns "cannot run here" into a loud success.
@@ -48,13 +54,13 @@ demo: build ## Run the demo; ARGS=--once ends it after the script
 .PHONY: generate
 generate: ## Regenerate proto/gen and the embedded descriptors
 	$(TOOL) buf generate
-	$(TOOL) buf build --path proto/inference --as-file-descriptor-set --exclude-source-info \
-		-o interceptors/dialect/inference.binpb
+	$(TOOL) buf build --path proto/inference --path proto/fmaas --path proto/vllm --as-file-descriptor-set \
+		--exclude-source-info -o interceptors/dialect/apis.binpb
 	$(TOOL) buf generate --template examples/yourproto/buf.gen.yaml
 	$(TOOL) buf build --path examples/yourproto/proto/acme --as-file-descriptor-set --exclude-source-info \
 		-o examples/yourproto/llm.binpb
 
-GENERATED = find proto/gen interceptors/dialect/inference.binpb examples/yourproto/gen examples/yourproto/llm.binpb \
+GENERATED = find proto/gen interceptors/dialect/apis.binpb examples/yourproto/gen examples/yourproto/llm.binpb \
 	-type f | sort | xargs sha256sum
 
 .PHONY: checkgenerate
@@ -117,9 +123,14 @@ mesh: # Build the SPIRE that test/mesh runs
 	esac
 
 .PHONY: soak
-soak: mesh ## Renew identities of a real SPIRE under load for SOAK (10m), and write a report to test/mesh/results
+soak: mesh soak-budget ## Renew identities of a real SPIRE under load for SOAK (10m), and soak budgets; reports to test/*/results
 	SLUICE_SOAK='$(SOAK)' SLUICE_SOAK_OUT='$(abspath $(SOAK_OUT))' \
 		go test -count=1 -v -timeout=0 -run='^TestSoak$$' ./test/mesh
+
+.PHONY: soak-budget
+soak-budget: ## Kill gateways and fail their store under load for BUDGET_SOAK (3m); report to test/budget/results
+	SLUICE_SOAK='$(BUDGET_SOAK)' SLUICE_SOAK_OUT='$(abspath $(BUDGET_SOAK_OUT))' \
+		go test -count=1 -v -timeout=0 -run='^TestSoak$$' ./test/budget
 
 .PHONY: bench-peers
 bench-peers: ## Install Envoy, nginx and HAProxy, for make bench to measure beside the gateway
@@ -129,6 +140,19 @@ bench-peers: ## Install Envoy, nginx and HAProxy, for make bench to measure besi
 bench: ## Measure the gateway beside a pass-through, and write a report to test/bench/results; QUICK=1: in 90 s
 	go build -o bin/bench ./test/bench
 	bin/bench $(if $(QUICK),-quick) -bench='$(BENCH)' -count=$(COUNT) -out='$(BENCH_OUT)'
+
+.PHONY: bench-overload
+bench-overload: ## Measure admission at ten times the load beside other proxies, OVERLOAD (60s) for each load; a report to test/bench/results
+	go run ./test/bench/overload -for='$(OVERLOAD)' -out='$(OVERLOAD_OUT)'
+
+.PHONY: scorecard
+scorecard: ## Measure the inspection on the texts in DATA, by source and as shipped; writes interceptors/inspect/classify/SCORECARD.md
+	@{ printf '# Scorecard\n\nWritten by make scorecard; do not edit. First each source is scored by a model that has not seen it, then by one that\n'; \
+	printf 'has seen composed texts alone; DATASHEET.md says what the lines mean. Last comes what sluice eval says of the weights\n'; \
+	printf 'as they are shipped: they were trained on these attacks and harmless texts, so of that only what is said of personal\n'; \
+	printf 'data, secrets and times tells how well it does.\n\n```\n'; \
+	go run ./interceptors/inspect/classify/train --data '$(DATA)' --cv && printf '\nas shipped\n' && \
+	go run ./gateway/cmd/sluice eval --data '$(DATA)' && printf '```\n'; } > interceptors/inspect/classify/SCORECARD.md
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (60s)

@@ -32,7 +32,8 @@ func Own(l *configv1.Listener) (*interceptors.Backend, error) {
 			reflectionalphapb.File_grpc_reflection_v1alpha_reflection_proto)
 	}
 	if l.GetAdminApi() {
-		files = append(files, timestamppb.File_google_protobuf_timestamp_proto, adminv1.File_sluice_admin_v1_admin_proto)
+		files = append(files, durationpb.File_google_protobuf_duration_proto, timestamppb.File_google_protobuf_timestamp_proto,
+			adminv1.File_sluice_admin_v1_admin_proto, adminv1.File_sluice_admin_v1_pools_proto)
 	}
 	set := new(descriptorpb.FileDescriptorSet)
 	for _, f := range files {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/tap"
 
+	"github.com/sluicegate/sluice/gateway/endpoints"
 	"github.com/sluicegate/sluice/interceptors"
 )
 
@@ -38,19 +39,19 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 	}
 	c := &forwarding{g: g, rt: rt, call: call, ss: ss}
 	c.in = receiver{wire: w, limit: rt.guard.MaxMessageBytes(), pool: g.pool}
-	aborted := context.AfterFunc(call.Context(), func() { finish(w, context.Cause(call.Context())) })
+	call.OnAbort(func() { finish(w, context.Cause(call.Context())) })
 	defer func() {
 		if v := recover(); v != nil {
 			err = interceptors.Recovered("gateway", v)
 		}
 		err = c.outcome(err)
-		aborted()
 		call.End(err)
 		if t := call.Trailer(); t != nil {
 			_ = w.SetTrailer(t)
 		}
 		finish(w, err)
 		c.requests.Wait() // nothing of the call is at work when its handler returns
+		c.at.End(c.ended)
 		if c.flow != nil {
 			c.flow.End()
 		}
@@ -114,6 +115,8 @@ type forwarding struct {
 
 	opened chan struct{} // closed once the stream to the model server is open, or will not be
 	up     *upstream
+	at     endpoints.Call // which of its servers
+	ended  endpoints.Outcome
 	cs     grpc.ClientStream
 	err    error
 }
@@ -142,13 +145,19 @@ func (c *forwarding) unary() error {
 	up := c.rt.upstreams[i.Backend]
 	var header, trailer metadata.MD
 	req, resp := frame{e.Encode()}, frame{}
-	err = up.conn.Invoke(forwarded(call), call.FullMethod, &req, &resp,
+	c.place(i)
+	err = up.servers.Invoke(&c.at, call.FullMethod, &req, &resp,
 		grpc.ForceCodecV2(up.codec), acceptGzip, grpc.Header(&header), grpc.Trailer(&trailer))
 	req.free()
+	i.Place(c.at.Address(), nil)
 	if err != nil {
 		resp.free() // there is one if a second came
-		return up.failed(call, ss, err, header, trailer)
+		err = up.failed(c, err, header, trailer)
+		c.at.End(c.ended)
+		return err
 	}
+	c.served(header, trailer)
+	c.at.End(c.ended)
 	out := interceptors.RawAnswer(resp.data)
 	if _, _, err := call.Response(out); err != nil {
 		out.Release()
@@ -201,7 +210,7 @@ func (c *forwarding) stream() (err error) {
 	}
 	switch {
 	case c.err != nil:
-		return c.up.failed(call, ss, c.err, nil, nil)
+		return c.up.failed(c, c.err, nil, nil)
 	case c.cs == nil:
 		return nil // all was refused
 	}
@@ -214,10 +223,13 @@ func (c *forwarding) stream() (err error) {
 		f := &c.back
 		if err := c.cs.RecvMsg(f); err != nil {
 			f.free()
+			if refused := s.Finish(); refused != nil {
+				return refused
+			}
 			trailer := c.cs.Trailer()
 			if !errors.Is(err, io.EOF) {
 				header, _ := c.cs.Header()
-				return c.up.failed(call, ss, err, header, trailer)
+				return c.up.failed(c, err, header, trailer)
 			}
 			if cause := context.Cause(call.Context()); cause != nil {
 				return cause
@@ -225,6 +237,7 @@ func (c *forwarding) stream() (err error) {
 			if responses == 0 && !call.Method.ServerStreams {
 				return c.up.invalid("the model server said that all went well, and gave no answer")
 			}
+			c.served(nil, trailer)
 			passTrailer(ss, trailer)
 			return nil
 		}
@@ -259,16 +272,11 @@ func (c *forwarding) Receive() (*interceptors.Envelope, error) {
 	}
 }
 
-func (c *forwarding) late() error {
-	return interceptors.Deny("gateway", interceptors.MessageTimeout, "the first message did not arrive within %v", c.g.firstMessage)
-}
-
 // first reads the first message, and the end of the request if the method takes
-// only one. There is a time limit: an open, silent call costs memory and must
-// cost the caller something too.
+// only one. endSilent sets it a limit of time.
 func (c *forwarding) first() (*interceptors.Envelope, error) {
-	stop := c.call.AbortAfter(c.g.firstMessage, c.late)
-	defer stop()
+	c.call.Expect(true)
+	defer c.call.Expect(false)
 	e, err := c.in.message()
 	if err != nil || c.call.Method.ClientStreams {
 		return e, err
@@ -285,8 +293,14 @@ func (c *forwarding) Forward(e *interceptors.Envelope, i *interceptors.Inference
 	if c.cs == nil && c.err == nil {
 		c.up = c.rt.upstreams[i.Backend]
 		desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
-		c.cs, c.err = c.up.conn.NewStream(forwarded(c.call), desc, c.call.FullMethod, grpc.ForceCodecV2(c.up.codec), acceptGzip)
+		weight := c.place(i)
+		c.cs, c.err = c.up.servers.NewStream(&c.at, desc, c.call.FullMethod, grpc.ForceCodecV2(c.up.codec), acceptGzip)
+		c.placed(i, weight)
 		close(c.opened)
+	} else if err := c.joined(i); err != nil {
+		e.Release()
+		c.call.Abort(err)
+		return err
 	}
 	if c.err != nil {
 		e.Release()

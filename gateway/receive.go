@@ -46,6 +46,8 @@ func wireOf(ctx context.Context) (wire, error) {
 	return w, nil
 }
 
+var well = status.New(codes.OK, "")
+
 // finish ends a call with the status of an error, and what is being read or
 // written of it. Only the first status counts.
 func finish(w wire, err error) {
@@ -53,7 +55,7 @@ func finish(w wire, err error) {
 	if errors.As(err, &d) {
 		_ = w.SetTrailer(d.Trailer())
 	}
-	s := status.New(codes.OK, "")
+	s := well
 	if err != nil {
 		s = status.Convert(interceptors.StatusOf(err))
 	}

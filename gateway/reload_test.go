@@ -200,7 +200,7 @@ func TestReloadUnderLoad(t *testing.T) {
 }
 
 // conns counts the connections to an address.
-type conns struct{ open atomic.Int64 }
+type conns struct{ open, all atomic.Int64 }
 
 // proxy passes bytes on to the address, and counts.
 func (c *conns) proxy(t *testing.T, address string) string {
@@ -219,6 +219,7 @@ func (c *conns) proxy(t *testing.T, address string) string {
 				continue
 			}
 			c.open.Add(1)
+			c.all.Add(1)
 			copyTo := func(to, from net.Conn) {
 				buf := make([]byte, 32<<10)
 				for {
@@ -260,7 +261,8 @@ func TestOldConnectionOutlivesItsCalls(t *testing.T) {
 	if _, err := s.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Reload(parse(t, base, behind)); err != nil {
+	changed := strings.Replace(base, "plaintext: true", "plaintext: true, mask_errors: true", 1)
+	if err := g.Reload(parse(t, changed, behind)); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Send(ask("words", "b", words(3))); err != nil {
@@ -271,6 +273,27 @@ func TestOldConnectionOutlivesItsCalls(t *testing.T) {
 		t.Errorf("%d messages, %v", n, err)
 	}
 	g.eventually("its connection is closed", func() bool { return a.open.Load() == 0 })
+}
+
+// A back end that does not change keeps its connections, and what is known of its
+// servers.
+func TestReloadKeepsConnections(t *testing.T) {
+	_, behind := modelServer(t)
+	var a conns
+	behind = a.proxy(t, behind)
+	g := open(t, base, behind)
+	c := g.client()
+	for range 5 {
+		if _, err := c.ModelInfer(ctx(t), ask("echo", "a", "hello")); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Reload(parse(t, base+"budgets: [{name: n, requests: 1000}]\n", behind)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := a.all.Load(); n != 1 {
+		t.Errorf("%d connections were made", n)
+	}
 }
 
 // Who we are, and whom we trust, may change too: also in the listener.

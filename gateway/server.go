@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/experimental"
@@ -82,7 +81,7 @@ func (rt *runtime) release() {
 		return
 	}
 	for _, u := range rt.upstreams {
-		_ = u.conn.Close()
+		u.release()
 	}
 	rt.guard.Close()
 }
@@ -140,6 +139,7 @@ func newGateway(cfg *configv1.Config, o config.Options, pool mem.BufferPool) (*G
 	healthpb.RegisterHealthServer(g.server, g.health)
 	if cfg.GetListener().GetAdminApi() {
 		adminv1.RegisterBudgetsServiceServer(g.server, admin{Gateway: g})
+		adminv1.RegisterPoolsServiceServer(g.server, adminPools{Gateway: g})
 	}
 	if cfg.GetListener().GetReflection() {
 		reflection.Register(g.server)
@@ -148,56 +148,30 @@ func newGateway(cfg *configv1.Config, o config.Options, pool mem.BufferPool) (*G
 }
 
 // build makes a runtime; what is unchanged is taken over from the one before,
-// so that accounts and permits survive.
-func (g *Gateway) build(cfg *configv1.Config, before *config.Guard) (*runtime, error) {
-	guard, err := config.Build(cfg, before, g.options)
+// so that accounts, permits and connections survive.
+func (g *Gateway) build(cfg *configv1.Config, before *runtime) (*runtime, error) {
+	var old *config.Guard
+	if before != nil {
+		old = before.guard
+	}
+	guard, err := config.Build(cfg, old, g.options)
 	if err != nil {
 		return nil, err
 	}
 	rt := &runtime{guard: guard, upstreams: make(map[*interceptors.Backend]*upstream)}
 	rt.refs.Store(1)
 	for n, b := range guard.Backends() {
-		u, err := g.dial(cfg.GetBackends()[n], b, guard)
+		u, err := g.dial(cfg.GetBackends()[n], b, guard, before)
 		if err != nil {
 			rt.release()
 			return nil, fmt.Errorf("backends[%d]: %w", n, err)
 		}
 		rt.upstreams[b] = u
 	}
+	if n := guard.GuardModel(); n >= 0 {
+		guard.ConnectGuardModel(rt.upstreams[guard.Backends()[n]].servers)
+	}
 	return rt, nil
-}
-
-func (g *Gateway) dial(cfg *configv1.Backend, b *interceptors.Backend, guard *config.Guard) (*upstream, error) {
-	if cfg.GetAddress() == "" {
-		return nil, errors.New("address: the gateway needs the model server's address")
-	}
-	creds, err := guard.BackendCredentials(cfg)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := grpc.NewClient(cfg.GetAddress(),
-		grpc.WithTransportCredentials(creds),
-		grpc.WithUserAgent("sluice"),
-		grpc.WithDefaultCallOptions(
-			grpc.MaxCallRecvMsgSize(guard.MaxMessageBytes()),
-			grpc.MaxCallSendMsgSize(guard.MaxMessageBytes()+added),
-		),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableRetry(),
-		grpc.WithIdleTimeout(0),
-		grpc.WithMaxHeaderListSize(maxUpstreamHeader),
-		grpc.WithStaticStreamWindowSize(streamWindow),
-		grpc.WithStaticConnWindowSize(connWindow),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
-			MinConnectTimeout: connectTimeout,
-		}),
-		experimental.WithBufferPool(g.pool),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("address: %w", err)
-	}
-	return &upstream{name: b.Name, conn: conn, codec: g.codec, maskErrors: cfg.GetMaskErrors()}, nil
 }
 
 const (
@@ -259,6 +233,7 @@ func (g *Gateway) serverOptions(guard *config.Guard) []grpc.ServerOption {
 func (g *Gateway) Serve(l net.Listener) error {
 	g.phase.CompareAndSwap(&starting, nil)
 	defer g.followReadiness()()
+	defer every(g.firstMessage/silentLooks, g.endSilent)()
 	err := g.server.Serve(netutil.LimitListener(l, int(orUint(g.listener.GetMaxConnections(), 10_000))))
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
@@ -304,19 +279,42 @@ func (g *Gateway) followReadiness() (stop func()) {
 		last = now
 	}
 	say()
+	return every(readinessInterval, func() {
+		if g.phase.Load() == nil {
+			say()
+		}
+	})
+}
+
+// silentLooks is how often in the time that a call has for its first message it is
+// looked whether that is over; so a silent call may last an eighth longer. Chosen.
+const silentLooks = 8
+
+// endSilent ends the calls whose first message has not come in time: an open, silent
+// call costs memory and must cost the caller something too.
+func (g *Gateway) endSilent() {
+	now := time.Now()
+	g.Guard().Live().Each(func(c *interceptors.Call) {
+		if c.Expects() && now.Sub(c.Began) >= g.firstMessage {
+			c.Abort(interceptors.Deny("gateway", interceptors.MessageTimeout,
+				"the first message did not arrive within %v", g.firstMessage))
+		}
+	})
+}
+
+// every calls f again and again until it is told to stop.
+func every(interval time.Duration, f func()) (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
-		tick := time.NewTicker(readinessInterval)
+		tick := time.NewTicker(max(1, interval))
 		defer tick.Stop()
 		for {
 			select {
 			case <-end:
 				return
 			case <-tick.C:
-				if g.phase.Load() == nil {
-					say()
-				}
+				f()
 			}
 		}
 	}()
@@ -339,7 +337,7 @@ func (g *Gateway) Reload(cfg *configv1.Config) error {
 		return errors.New("the gateway is shut down")
 	}
 	old := g.runtime.Load()
-	rt, err := g.build(cfg, old.guard)
+	rt, err := g.build(cfg, old)
 	if err != nil {
 		return err
 	}

@@ -2,43 +2,218 @@ package gateway
 
 import (
 	"context"
-	"google.golang.org/grpc/encoding/gzip"
-	"google.golang.org/grpc/experimental"
+	"errors"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/gzip"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/sluicegate/sluice/gateway/endpoints"
 	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/config"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 // acceptGzip has model servers offered the one compression that we read.
 var acceptGzip = experimental.AcceptCompressors(gzip.Name)
 
-// upstream is a model server: one connection that all calls share. More than
-// one made it slower (writes batch less).
+// upstream is the model servers of a back end: one connection to each, which all
+// calls share. More than one made it slower (writes batch less).
 type upstream struct {
 	name       string
-	conn       *grpc.ClientConn
+	servers    *endpoints.Set
 	codec      encoding.CodecV2
 	maskErrors bool
+
+	// What it was made of, and how many configurations use it.
+	config   *configv1.Backend
+	source   any // whose certificates they see
+	maxBytes int
+	holders  atomic.Int32
+}
+
+// release lets it go; the last one closes it.
+func (u *upstream) release() {
+	if u.holders.Add(-1) == 0 {
+		_ = u.servers.Close()
+	}
+}
+
+// unansweredBytes is how much of a request is kept until the model server answers, so
+// that it can be sent to another one. It is grpc-go's default: a larger request is
+// kept only where the configuration asks for retries.
+const unansweredBytes = 256 << 10
+
+// dial connects to the model servers of a back end, or takes over the connections
+// that there are, if nothing of it changes.
+func (g *Gateway) dial(cfg *configv1.Backend, b *interceptors.Backend, guard *config.Guard, before *runtime) (*upstream, error) {
+	if cfg.GetAddress() == "" && len(cfg.GetAddresses()) == 0 {
+		return nil, errors.New("address: the gateway needs the model server's address")
+	}
+	if before != nil {
+		for _, u := range before.upstreams {
+			if proto.Equal(u.config, cfg) && u.source == guard.Source() && u.maxBytes == guard.MaxMessageBytes() {
+				u.holders.Add(1)
+				return u, nil
+			}
+		}
+	}
+	creds, err := guard.BackendCredentials(cfg)
+	if err != nil {
+		return nil, err
+	}
+	u := &upstream{
+		name: b.Name, codec: g.codec, maskErrors: cfg.GetMaskErrors(),
+		config: cfg, source: guard.Source(), maxBytes: guard.MaxMessageBytes(),
+	}
+	u.holders.Store(1)
+	kept := unansweredBytes
+	if cfg.GetRetries() > 0 {
+		kept = u.maxBytes + added
+	}
+	u.servers, err = endpoints.Dial(cfg, endpoints.Options{Logger: g.log, Loaded: func(l endpoints.Load) { g.loaded(cfg, l) }},
+		grpc.WithTransportCredentials(creds),
+		grpc.WithUserAgent("sluice"),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(u.maxBytes),
+			grpc.MaxCallSendMsgSize(u.maxBytes+added),
+			grpc.MaxRetryRPCBufferSize(kept),
+		),
+		grpc.WithMaxHeaderListSize(maxUpstreamHeader),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
+			MinConnectTimeout: connectTimeout,
+		}),
+		experimental.WithBufferPool(g.pool),
+	)
+	if err != nil {
+		return nil, err
+	}
+	return u, nil
+}
+
+// loaded tells the pools how much waits at a back end's model servers.
+func (g *Gateway) loaded(b *configv1.Backend, l endpoints.Load) {
+	if rt := g.runtime.Load(); rt != nil && rt.guard.Pools() != nil {
+		rt.guard.Pools().Observe(b.GetModels(), l.Waiting)
+	}
+}
+
+// Servers are the model servers of each back end at one moment, by its name.
+func (g *Gateway) Servers() map[string][]endpoints.State {
+	out := make(map[string][]endpoints.State)
+	for _, u := range g.runtime.Load().upstreams {
+		out[u.name] = u.servers.Snapshot()
+	}
+	return out
+}
+
+// place begins the choice of a server for an inference. It returns how much of one
+// that takes.
+func (c *forwarding) place(i *interceptors.Inference) (weight int64) {
+	c.at.Context = forwarded(c.call)
+	if i.Sequence != "" {
+		c.at.Sequence = sequenceOf(i)
+	}
+	weight = weightOf(i)
+	c.at.Hold(weight)
+	return weight
+}
+
+// sequenceOf is what a sequence is remembered by.
+func sequenceOf(i *interceptors.Inference) string { return i.Model + "\x00" + i.Sequence }
+
+// weightOf is how much of a server an inference takes: its permits, or one.
+func weightOf(i *interceptors.Inference) int64 {
+	if p, ok := i.Part("admit").(interface{ Weight() int64 }); ok {
+		return p.Weight()
+	}
+	return 1
+}
+
+// joined has a later inference of a stream count where the stream is. An error ends
+// the call: its sequence is elsewhere, or lost.
+func (c *forwarding) joined(i *interceptors.Inference) error {
+	if i.Sequence != "" {
+		switch err := c.at.Join(sequenceOf(i)); {
+		case errors.Is(err, endpoints.ErrElsewhere):
+			return interceptors.Deny("gateway", interceptors.RouteConflict,
+				"the sequence is at another model server than this stream; open another stream for it").With("model", i.Model)
+		case err != nil:
+			return sequenceLost()
+		}
+	}
+	weight := weightOf(i)
+	c.at.Hold(weight)
+	c.placed(i, weight)
+	return nil
+}
+
+// placed has the inference take its weight off the server when it ends.
+func (c *forwarding) placed(i *interceptors.Inference, weight int64) {
+	if !i.Place(c.at.Address(), func() { c.at.Release(weight) }) {
+		c.at.Release(weight) // it was there before, or has ended
+	}
+}
+
+func sequenceLost() *interceptors.Denial {
+	d := interceptors.Deny("gateway", interceptors.SequenceLost, "the model server that had the sequence is gone; begin the sequence anew")
+	d.RetryAfter = interceptors.NoRetry
+	return d
+}
+
+// served notes that the model server did what was asked.
+func (c *forwarding) served(header, trailer metadata.MD) {
+	c.ended = endpoints.Served
+	c.at.Report(header)
+	c.at.Report(trailer)
 }
 
 // failed makes an error of a call to the model server the error that the
 // caller gets. The server's own status passes as it is, with its metadata; what
 // grpc-go says would tell addresses and has no reason, and does not pass.
-func (u *upstream) failed(call *interceptors.Call, ss grpc.ServerStream, err error, header, trailer metadata.MD) error {
+func (u *upstream) failed(c *forwarding, err error, header, trailer metadata.MD) error {
+	call, ss := c.call, c.ss
 	if cause := context.Cause(call.Context()); cause != nil {
 		return cause // we gave it up
 	}
-	s := status.Convert(err)
-	if ofTransport(s, header, trailer) {
-		return u.lost(s)
+	var last interface {
+		error
+		GRPCStatus() *status.Status
 	}
+	if errors.As(err, &last) {
+		err = last // without what grpc-go says of retries around it
+	}
+	s := status.Convert(err)
+	switch {
+	case c.at.Lost():
+		return sequenceLost()
+	case ofTransport(s, header, trailer):
+		if s.Code() != codes.DeadlineExceeded && s.Code() != codes.ResourceExhausted {
+			c.ended = endpoints.Failed
+		}
+		return u.lost(s)
+	case s.Code() == codes.Unavailable:
+		c.ended = endpoints.Failed
+	case s.Code() == codes.ResourceExhausted:
+		c.ended = endpoints.Overloaded
+	default:
+		c.ended = endpoints.Served
+	}
+	c.at.Report(header)
+	c.at.Report(trailer)
 	if h := passable(header); h != nil {
 		_ = ss.SetHeader(h)
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
-	"github.com/sluicegate/sluice/interceptors/tokens"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/metadata"
 )
@@ -35,6 +34,9 @@ type Call struct {
 	// Tenant is who pays, by the identity policy's template; "anonymous" for an
 	// anonymous caller.
 	Tenant string
+	// Via is how the caller is known: "mtls", "jwt", "forwarded" or "anonymous"; ""
+	// before the identity policy.
+	Via string
 	// Began is when the call began.
 	Began time.Time
 	// Outgoing is metadata to send on to the model server, beside the caller's and
@@ -45,6 +47,8 @@ type Call struct {
 	chain      *Chain
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
+	onAbort    atomic.Pointer[func()]
+	expects    atomic.Bool // the door waits for the caller's first message
 	parts      []callPart
 	partsSpace [6]callPart
 
@@ -58,8 +62,11 @@ type Call struct {
 	single  *Inference
 	open    map[string]*Inference // multiplexed: by the id on the way to the model server
 	renames int
+	late    []lateStart // inferences of which some policies have not started
 	ended   bool
-	trailer metadata.MD // for the caller, when the call ends
+	trailer metadata.MD  // for the caller, when the call ends
+	holds   atomic.Bool  // some inference has a Holder
+	held    atomic.Int64 // bytes of responses that are held
 
 	// latest is the inference that the last response belonged to, while it is on
 	// the books: responses come in runs. Stored with mu held.
@@ -69,6 +76,49 @@ type Call struct {
 type callPart struct {
 	name   string
 	policy CallPolicy
+}
+
+// lateStart is an inference of which only so many parts have started.
+type lateStart struct {
+	i       *Inference
+	started int
+}
+
+// putOff notes that only some policies of an inference have started.
+func (c *Call) putOff(i *Inference) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.late = append(c.late, lateStart{i, i.started})
+	i.late = true
+}
+
+// allStarted notes that all have.
+func (c *Call) allStarted(i *Inference) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.started(i)
+}
+
+func (c *Call) started(i *Inference) {
+	c.late = slices.DeleteFunc(c.late, func(l lateStart) bool { return l.i == i })
+}
+
+// behind is how many parts of an inference may start before the one before it in its
+// sequence has gone on: no more than have of that one. Else it could be given permits
+// that the other, for which it has to wait, needs.
+func (c *Call) behind(i *Inference) int {
+	n := len(c.parts)
+	if i.Sequence == "" || i.started > 0 {
+		return n
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.late {
+		if l.i.Model == i.Model && l.i.Sequence == i.Sequence {
+			n = min(n, l.started)
+		}
+	}
+	return n
 }
 
 // Context is the context of the call. It carries what policies put into it
@@ -82,7 +132,35 @@ func (c *Call) SetContext(ctx context.Context) { c.ctx = ctx }
 
 // Abort ends the call from outside, with a denial or another error: its
 // context is cancelled and the door answers with the error. Safe at any time.
-func (c *Call) Abort(err error) { c.cancel(err) }
+func (c *Call) Abort(err error) {
+	c.cancel(err)
+	c.tellAbort()
+}
+
+// OnAbort has f called when the call is aborted, on a goroutine of its own, and at
+// once if it was. A context that ends by itself, because the caller has gone or its
+// deadline has passed, need not call it. A door calls it once, when the call has begun;
+// after End nothing is called.
+func (c *Call) OnAbort(f func()) {
+	c.onAbort.Store(&f)
+	if c.ctx.Err() != nil {
+		c.tellAbort()
+	}
+}
+
+func (c *Call) tellAbort() {
+	if f := c.onAbort.Swap(nil); f != nil {
+		go (*f)()
+	}
+}
+
+// Expect notes whether the door waits for the caller's first message. Who looks at all
+// live calls now and then (Live.Each) can so end those that stay silent: a timer for
+// each call would be a thirtieth of what a short one costs.
+func (c *Call) Expect(first bool) { c.expects.Store(first) }
+
+// Expects is what Expect noted last.
+func (c *Call) Expects() bool { return c.expects.Load() }
 
 // SetTrailer has a door tell the caller something when the call ends, in a trailer:
 // a key in lower case, and printable ASCII. A later value of a key replaces it. Only
@@ -148,6 +226,7 @@ func (c *Call) End(err error) {
 		open = append(open, i)
 	}
 	c.mu.Unlock()
+	c.onAbort.Store(nil)
 	c.remove()
 	for _, i := range open {
 		i.End(err)
@@ -192,13 +271,14 @@ func (c *Call) Request(e *Envelope) (*Inference, error) {
 	if denied := c.authorize(i, m); denied != nil {
 		bad = denied
 	} else if bad == nil {
-		bad = c.structure(i, m)
+		bad = c.structure(i, &r, m)
 	}
 	if bad != nil {
 		c.witnessed(i, bad)
 		return i, bad
 	}
-	i.InputTokens = countText(new(tokens.Counter), m, fields.Prompt)
+	i.countWith(backend.tokenizer(i.Model))
+	i.InputTokens = i.countPrompt(m)
 	// Once the inference is on the books the call may be ended at any time: its
 	// End waits until every policy has started.
 	i.mu.Lock()
@@ -278,14 +358,14 @@ func (c *Call) extend(i *Inference, r *dialect.Request, m *fields.Message, bad e
 		return i, err
 	}
 	if bad == nil {
-		bad = c.structure(i, m)
+		bad = c.structure(i, r, m)
 	}
 	if bad != nil {
 		return i, bad
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.InputTokens += countText(new(tokens.Counter), m, fields.Prompt)
+	i.InputTokens += i.countPrompt(m)
 	i.MaxOutputTokens = max(i.MaxOutputTokens, r.MaxTokens)
 	return i, i.requestLocked(m)
 }
@@ -322,7 +402,7 @@ func (c *Call) witnessed(i *Inference, err error) {
 }
 
 // structure refuses what no back end serves and what cannot be seen.
-func (c *Call) structure(i *Inference, m *fields.Message) error {
+func (c *Call) structure(i *Inference, r *dialect.Request, m *fields.Message) error {
 	b := i.Backend
 	switch {
 	case b == nil:
@@ -333,6 +413,12 @@ func (c *Call) structure(i *Inference, m *fields.Message) error {
 				"the stream is bound to the back end of its first message; open another stream for this model").With("model", i.Model)
 		}
 		return NoModel("chain", i.Model)
+	}
+	if r.PromptIDs >= 0 {
+		if d := b.readIDs(i.Model, r.PromptIDs, m); d != nil {
+			d.Field = m.Path(&m.Fields[r.PromptIDs])
+			return d
+		}
 	}
 	for n := range m.Tensors {
 		t := &m.Tensors[n]
@@ -395,6 +481,9 @@ func (c *Call) forget(i *Inference) {
 		delete(c.open, i.key)
 		c.latest.CompareAndSwap(i, nil)
 	}
+	if i.late {
+		c.started(i)
+	}
 }
 
 // Open is the method and the inferences that have begun and have neither ended
@@ -423,6 +512,11 @@ const (
 	// Refuse it: its inference was refused just now, by the error beside. The
 	// response is dropped and the caller told.
 	Refuse
+	// Hold it: the inference has taken it over, until a policy knows more.
+	Hold
+	// Last to be delivered, with its edits: then its inference is refused, by the error
+	// beside. A door that cannot do both refuses.
+	Last
 )
 
 // Response takes a response message from the model server and finds the
@@ -455,10 +549,16 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 		}
 		return i, Drop, nil
 	}
-	i.OutputTokens += countText(&i.output, m, fields.Output)
-	i.ReportedInput = max(i.ReportedInput, r.InputTokens)
-	i.ReportedOutput = max(i.ReportedOutput+r.OutputTokens, r.OutputTotal)
-	if err := i.responseLocked(m); err != nil {
+	m.Choice = r.Choice
+	i.count(m, r)
+	err := i.readIDs(m)
+	if err == nil {
+		err = i.responseLocked(m)
+	}
+	if err == nil && i.last != nil && c.Method.Multiplexed && r.Final {
+		err = i.refuseLastLocked() // it would tell the caller that all went well
+	}
+	if err != nil {
 		if r.Final || !c.Method.Multiplexed {
 			i.endLocked(err)
 		}
@@ -473,6 +573,18 @@ func (c *Call) Response(e *Envelope) (*Inference, Verdict, error) {
 	}
 	if verdict == Deliver && r.Failed && i.Backend.MaskErrors {
 		mask(m)
+	}
+	if i.last != nil {
+		if err := i.lastLocked(c.Method.Multiplexed); err != nil {
+			return i, Refuse, err
+		}
+		return i, Last, i.last
+	}
+	if i.holds {
+		var err error
+		if verdict, err = i.holdOrDeliver(e, verdict, r.Final); err != nil {
+			return i, Refuse, err
+		}
 	}
 	if r.Final {
 		var err error
@@ -566,27 +678,6 @@ func unasked() error {
 // errUpstreamFailed ends an inference whose failure the model server reported in band.
 var errUpstreamFailed = errors.New("the model server reported an error")
 
-// countText counts the text of one role. A word does not go on from one field
-// to the next, but may go on in the next message if each has one field.
-func countText(c *tokens.Counter, m *fields.Message, role fields.Role) (n int64) {
-	texts := 0
-	for k := range m.Fields {
-		f := &m.Fields[k]
-		if f.Role != role || f.Shadowed {
-			continue
-		}
-		if texts > 0 {
-			c.Break()
-		}
-		texts++
-		n += c.Add(m.Bytes(f))
-	}
-	if texts > 1 {
-		c.Break()
-	}
-	return n
-}
-
 // messageDenial says what is wrong with a message that cannot be taken.
 func messageDenial(err error) *Denial {
 	var fe *fields.Error
@@ -599,6 +690,8 @@ func messageDenial(err error) *Denial {
 		reason = MessageAmbiguous
 	case fields.TooLarge:
 		reason = MessageTooLarge
+	case fields.Uninspectable:
+		reason = Uninspectable
 	}
 	d := Deny("chain", reason, "%s", fe.What)
 	d.Field = fe.Path

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/tokens"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -44,14 +45,15 @@ type InferencePolicy interface {
 }
 
 // Waiter is an InferencePolicy whose inference may have to wait before it is
-// forwarded. Only here may a policy wait.
+// forwarded. Only here may a policy wait. If it is not ready after its first Request,
+// the policies after it start when it has waited.
 type Waiter interface {
 	// Ready reports that there is nothing to wait for.
 	Ready() bool
 	// Wait blocks until the inference may be forwarded, until it is refused (a
 	// *Denial), or until the context ends (its error). It is called at most
-	// once, without the chain's lock: the caller may end the inference while
-	// it waits.
+	// once for each Request, without the chain's lock: the caller may end the
+	// inference while it waits.
 	Wait(context.Context) error
 }
 
@@ -124,11 +126,24 @@ type Backend struct {
 	Dialect *dialect.Dialect
 	// AllowSharedMemory lets tensors in shared memory pass unseen.
 	AllowSharedMemory bool
+	// AllowTokenIDs lets prompts pass unread that are token ids.
+	AllowTokenIDs bool
+	// Tokenizer is the tokenizer of a model, by which its text is counted; nil, or one
+	// that gives nil, means that words are counted.
+	Tokenizer func(model string) *tokens.Tokenizer
 	// Datatypes are the element types that may pass; nil means every type.
 	Datatypes map[string]bool
 	// MaskErrors replaces the text of errors that the server reports in band,
 	// which may quote prompts or addresses. A door does the same for statuses.
 	MaskErrors bool
+}
+
+// tokenizer is that of a model; nil if words are counted.
+func (b *Backend) tokenizer(model string) *tokens.Tokenizer {
+	if b.Tokenizer == nil {
+		return nil
+	}
+	return b.Tokenizer(model)
 }
 
 func (b *Backend) serves(model string) bool { return b.Models == nil || b.Models[model] }

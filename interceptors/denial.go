@@ -50,6 +50,7 @@ const (
 	PolicyUnavailable   Reason = "POLICY_UNAVAILABLE"   // UNAVAILABLE
 	Draining            Reason = "DRAINING"             // UNAVAILABLE
 	UpstreamLost        Reason = "UPSTREAM_LOST"        // UNAVAILABLE
+	SequenceLost        Reason = "SEQUENCE_LOST"        // UNAVAILABLE
 	RouteConflict       Reason = "ROUTE_CONFLICT"       // INVALID_ARGUMENT
 	UpstreamInvalid     Reason = "UPSTREAM_INVALID"     // INTERNAL
 	Internal            Reason = "INTERNAL"             // INTERNAL
@@ -80,6 +81,7 @@ var reasonCodes = map[Reason]codes.Code{
 	PolicyUnavailable:   codes.Unavailable,
 	Draining:            codes.Unavailable,
 	UpstreamLost:        codes.Unavailable,
+	SequenceLost:        codes.Unavailable,
 	RouteConflict:       codes.InvalidArgument,
 	UpstreamInvalid:     codes.Internal,
 	Internal:            codes.Internal,

@@ -23,7 +23,7 @@ var table = map[codes.Code][]Reason{
 	codes.InvalidArgument:   {MessageMalformed, MessageAmbiguous, Uninspectable, RouteConflict},
 	codes.ResourceExhausted: {MessageTooLarge, RateExceeded, BudgetExhausted, BudgetCut, ConcurrencyLimit, QueueFull, QueueTimeout},
 	codes.DeadlineExceeded:  {DeadlineUnreachable, MessageTimeout},
-	codes.Unavailable:       {PolicyUnavailable, Draining, UpstreamLost},
+	codes.Unavailable:       {PolicyUnavailable, Draining, UpstreamLost, SequenceLost},
 	codes.Internal:          {Internal, UpstreamInvalid, "NO_SUCH_REASON"},
 }
 

@@ -20,6 +20,7 @@ type Envelope struct {
 	typed  proto.Message
 	answer bool // it is of answers
 	kept   bool // by a stream, for one message after the other
+	size   int  // while it is held
 
 	response dialect.Response // what Message says, if it is one
 }

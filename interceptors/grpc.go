@@ -91,7 +91,12 @@ func StreamServer(c *Chain) grpc.StreamServerInterceptor {
 		defer s.stream.End()
 		defer call.tell(ss.Context())
 		defer endCall(call, &err)
-		if err = handler(srv, s); err == nil {
+		err = handler(srv, s)
+		if refused := s.stream.Finish(); refused != nil {
+			call.Abort(refused)
+			err = StatusOf(refused)
+		}
+		if err == nil {
 			s.stream.End()
 		}
 		return trailed(ss.Context(), call.aborted(ss.Context(), err))
@@ -358,6 +363,9 @@ type clientStream struct {
 	call *Call
 	many bool
 	once sync.Once
+
+	due  []proto.Message // held until now
+	last error           // what RecvMsg returns when nothing is due any more, if something was
 }
 
 func (s *clientStream) end(err error) {
@@ -381,41 +389,101 @@ func (s *clientStream) SendMsg(m any) error {
 
 // RecvMsg receives the next response that the chain lets through.
 func (s *clientStream) RecvMsg(m any) error {
+	into, ok := m.(proto.Message)
+	if !ok {
+		return notProto(m)
+	}
 	for {
-		if err := s.ClientStream.RecvMsg(m); err != nil {
-			var d *Denial
-			if errors.As(context.Cause(s.call.ctx), &d) {
-				err = d
+		if len(s.due) > 0 {
+			move(into, s.due[0])
+			s.due = s.due[1:]
+			return nil
+		}
+		if s.last != nil {
+			return s.last
+		}
+		msg := into
+		if s.call.holds.Load() { // the caller's message cannot be held
+			msg = into.ProtoReflect().New().Interface()
+		}
+		if err := s.ClientStream.RecvMsg(msg); err != nil {
+			if err = s.finish(err); len(s.due) > 0 {
+				s.last = err
+				continue
 			}
-			s.end(err)
 			return err
 		}
-		into, ok := m.(proto.Message)
-		if !ok {
-			return notProto(m)
+		e := TypedEnvelope(msg)
+		i, verdict, err := s.call.Response(e)
+		if i != nil && len(i.due) > 0 {
+			s.take(i)
 		}
-		e := TypedEnvelope(into)
-		_, verdict, err := s.call.Response(e)
 		switch {
+		case verdict == Last: // and err comes after it
+			s.call.Abort(err)
+			s.end(err)
+			s.last = err
 		case err != nil:
 			e.Release()
 			proto.Reset(into)
 			s.call.Abort(err)
 			s.end(err)
-			return err
+			s.last = err
+			continue
 		case verdict == Drop:
 			e.Release()
-			proto.Reset(into)
+			proto.Reset(msg)
+			continue
+		case verdict == Hold:
 			continue
 		}
-		if out := e.Typed(); out != into {
-			move(into, out)
-		}
+		out := e.Typed()
 		if !s.many {
 			s.end(nil)
 		}
+		if len(s.due) > 0 {
+			s.due = append(s.due, out)
+			continue
+		}
+		if out != into {
+			move(into, out)
+		}
 		return nil
 	}
+}
+
+// take takes over what an inference held until now.
+func (s *clientStream) take(i *Inference) {
+	for _, e := range i.due {
+		s.due = append(s.due, e.Typed())
+	}
+	clear(i.due)
+	i.due = i.due[:0]
+}
+
+// finish ends the stream with an error, io.EOF among them, unless what was held is
+// refused. It returns what the stream has ended with.
+func (s *clientStream) finish(err error) error {
+	if cause := context.Cause(s.call.ctx); cause != nil {
+		var d *Denial
+		if errors.As(cause, &d) {
+			err = d
+		}
+		s.end(err)
+		return err
+	}
+	if s.call.holds.Load() {
+		_, open := s.call.Open()
+		for _, i := range open {
+			refused := i.finish()
+			s.take(i)
+			if refused != nil {
+				err = refused
+			}
+		}
+	}
+	s.end(err)
+	return err
 }
 
 // newMessage makes an empty message of a type that the program links.

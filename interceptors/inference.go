@@ -37,6 +37,8 @@ type Inference struct {
 	// Handed says that the inference was handed to the model server, HandedAt when.
 	Handed   bool
 	HandedAt time.Time
+	// Server is the address of that model server; "" if it is not known.
+	Server string
 
 	// The chain's own.
 	mu        sync.Mutex
@@ -46,11 +48,27 @@ type Inference struct {
 	cut       error  // refused in mid-stream; the rest of its responses are dropped
 	failed    bool   // the model server reported an error of it
 	ended     bool
+	placed    bool        // Place was called
+	leave     func()      // to be called at the end, or nil
 	told      bool        // the caller was told that it was refused
 	lost      atomic.Bool // cut from outside: no response follows the refusal
-	output    tokens.Counter
-	waits     bool   // some part is a Waiter, and Wait was not called yet
-	deaf      uint64 // a bit for each of the parts that Response need not be called of
+	tokenizer *tokens.Tokenizer
+	streamed  bool            // the model server sends token ids piece by piece
+	before    *tokens.Counter // of the output before the response at hand; nil without a tokenizer
+	ids       bool            // the response at hand has output that is token ids
+	last      *Denial         // to be refused with after the response at hand
+	choice    choice          // what was counted of the first answer
+	others    []choice        // and of the others, if the caller asked for several
+	first     *fields.Message // while policies start
+	holds     bool            // some part is a Holder that was not told of the end
+	held      []*Envelope     // responses that must not be delivered yet, in order
+	due       []*Envelope     // those that were held and may: of the goroutine of the responses
+	waits     bool            // some part is a Waiter that may not be ready
+	waiters   bool            // some part is a Waiter
+	started   int             // how many of the call's parts have
+	rest      *fields.Message // the first message, while the others wait for those
+	late      bool            // the call was told of that
+	deaf      uint64          // a bit for each of the parts that Response need not be called of
 	parts     []inferencePart
 	space     [6]inferencePart
 }
@@ -63,6 +81,10 @@ type inferencePart struct {
 // Context is the call's context: it ends when the call does.
 func (i *Inference) Context() context.Context { return i.Call.ctx }
 
+// First is the first message, for Start alone: nil at any other time. It must not be
+// changed there, nor kept.
+func (i *Inference) First() *fields.Message { return i.first }
+
 // Emit tells the observers of the inference of an event. It is called inside
 // the calls that the chain makes to a policy.
 func (i *Inference) Emit(e Event) {
@@ -73,11 +95,14 @@ func (i *Inference) Emit(e Event) {
 	}
 }
 
-// startLocked runs the policies over the first message, in order. On a refusal
-// what was opened is ended again, and the denial is returned.
+// startLocked runs the policies over the first message, in order. Those after one
+// that has to wait follow when it has, in Wait. On a refusal what was opened is ended
+// again, and the denial is returned.
 func (i *Inference) startLocked(m *fields.Message) (err error) {
 	name := ""
+	i.first = m
 	defer func() {
+		i.first = nil
 		if v := recover(); v != nil {
 			err = Recovered(name, v)
 		}
@@ -86,8 +111,18 @@ func (i *Inference) startLocked(m *fields.Message) (err error) {
 			i.endLocked(err)
 		}
 	}()
-	i.parts = i.space[:0]
-	for _, part := range i.Call.parts {
+	if i.started == 0 {
+		i.parts = i.space[:0]
+	}
+	behind, held := i.Call.behind(i), false
+	for i.started < len(i.Call.parts) {
+		if held || i.started >= behind {
+			i.waits, i.rest = true, m
+			i.Call.putOff(i)
+			return nil
+		}
+		part := i.Call.parts[i.started]
+		i.started++
 		name = part.name
 		p, err := part.policy.Start(i)
 		if err != nil {
@@ -100,14 +135,38 @@ func (i *Inference) startLocked(m *fields.Message) (err error) {
 			i.deaf |= 1 << len(i.parts) // those beyond the 64th are called
 		}
 		i.parts = append(i.parts, inferencePart{name, p})
-		if _, ok := p.(Waiter); ok {
-			i.waits = true
+		w, waiter := p.(Waiter)
+		if waiter {
+			i.waits, i.waiters = true, true
+		}
+		if _, ok := p.(Holder); ok && i.deaf>>(len(i.parts)-1)&1 == 0 {
+			i.holds = true
+			i.Call.holds.Store(true)
 		}
 		if err := p.Request(m); err != nil {
 			return err
 		}
+		held = waiter && i.started < len(i.Call.parts) && !w.Ready()
+	}
+	if i.late {
+		i.Call.allStarted(i)
 	}
 	return nil
+}
+
+// goOn starts the policies that have not started.
+func (i *Inference) goOn() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ended {
+		if i.cut != nil {
+			return i.cut
+		}
+		return hasEnded()
+	}
+	m := i.rest
+	i.rest = nil
+	return i.startLocked(m)
 }
 
 // requestLocked runs the policies over a later message of the inference.
@@ -135,6 +194,7 @@ func (i *Inference) requestLocked(m *fields.Message) (err error) {
 			return err
 		}
 	}
+	i.waits = i.waiters
 	return nil
 }
 
@@ -148,6 +208,9 @@ func (i *Inference) responseLocked(m *fields.Message) (err error) {
 		if err != nil {
 			i.cut = asDenial(i.parts[n].name, err)
 			err = i.cut
+			if i.holds {
+				i.refusedLocked(n)
+			}
 		}
 	}()
 	for ; n >= 0; n-- {
@@ -163,6 +226,9 @@ func (i *Inference) responseLocked(m *fields.Message) (err error) {
 
 // Ready reports that the inference may be forwarded without waiting.
 func (i *Inference) Ready() bool {
+	if i.rest != nil {
+		return false
+	}
 	if i.waits {
 		for n := range i.parts {
 			if w, ok := i.parts[n].policy.(Waiter); ok && !w.Ready() {
@@ -189,7 +255,16 @@ func (i *Inference) Wait(ctx context.Context) (err error) {
 			err = i.fail(err)
 		}
 	}()
-	for n := range i.parts {
+	for n := 0; n < len(i.parts) || i.rest != nil; n++ {
+		if n == len(i.parts) {
+			name = "chain"
+			if err := i.goOn(); err != nil {
+				return err
+			}
+			if n == len(i.parts) {
+				break // nobody else takes part
+			}
+		}
 		w, ok := i.parts[n].policy.(Waiter)
 		if name = i.parts[n].name; !ok || w.Ready() {
 			continue
@@ -219,6 +294,10 @@ func (i *Inference) endLocked(err error) {
 		return
 	}
 	i.ended = true
+	i.dropLocked()
+	if i.leave != nil {
+		i.leave()
+	}
 	if i.cut != nil {
 		err = i.cut
 	}
@@ -266,6 +345,7 @@ func (i *Inference) Cut(d *Denial) {
 		s.untold.Add(1)
 	}
 	i.cut = d
+	i.dropLocked()
 	i.lost.Store(true)
 	if !i.Handed {
 		i.endLocked(d)
@@ -276,6 +356,33 @@ func (i *Inference) Cut(d *Denial) {
 		return
 	}
 	s.tell(i, d)
+}
+
+// Check has a policy look at its inference in between the calls that the chain makes to
+// it, such as when a time has come. It is called as one of them: not beside another,
+// and not once the inference has ended or was refused. An error, which must be a
+// *Denial, cuts the inference.
+func (i *Inference) Check(f func() error) {
+	if d := i.checked(f); d != nil {
+		i.Cut(d)
+	}
+}
+
+func (i *Inference) checked(f func() error) (d *Denial) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.ended || i.cut != nil {
+		return nil
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			d = Recovered("chain", v)
+		}
+	}()
+	if err := f(); err != nil {
+		return asDenial("chain", err)
+	}
+	return nil
 }
 
 // tell reports whether the caller is still to be told that the inference was

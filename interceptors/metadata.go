@@ -7,21 +7,15 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// hopByHop are headers of one connection or of the gRPC protocol itself; every
-// transport makes its own.
-var hopByHop = map[string]bool{
-	"connection":        true,
-	"content-length":    true,
-	"content-type":      true,
-	"host":              true,
-	"http2-settings":    true,
-	"keep-alive":        true,
-	"proxy-connection":  true,
-	"te":                true,
-	"trailer":           true,
-	"transfer-encoding": true,
-	"upgrade":           true,
-	"user-agent":        true,
+// hopByHop reports whether a header is one of one connection or of the gRPC protocol
+// itself; every transport makes its own.
+func hopByHop(key string) bool {
+	switch key {
+	case "connection", "content-length", "content-type", "host", "http2-settings", "keep-alive", "proxy-connection",
+		"te", "trailer", "transfer-encoding", "upgrade", "user-agent":
+		return true
+	}
+	return false
 }
 
 // untrusted are the beginnings of headers by which proxies and meshes say who
@@ -154,7 +148,7 @@ func Sanitize(md metadata.MD) metadata.MD {
 	out := make(metadata.MD, len(md))
 	for key, values := range md {
 		lower := strings.ToLower(key)
-		if key == "" || key[0] == ':' || hopByHop[lower] || strings.HasPrefix(lower, "grpc-") || Untrusted(lower) {
+		if key == "" || key[0] == ':' || hopByHop(lower) || strings.HasPrefix(lower, "grpc-") || Untrusted(lower) {
 			continue
 		}
 		if had := out[lower]; had != nil {

@@ -57,7 +57,8 @@ type Stream struct {
 	tells  sync.WaitGroup // who tells the caller of what was cut from outside
 	untold atomic.Int64   // how many were cut from outside and are still to be told
 
-	answer *Envelope // of the response at hand: they are alike, and come one at a time
+	answer *Envelope   // of the response at hand: they are alike, and come one at a time
+	spare  []*Envelope // more of them, for where some were held
 }
 
 // turn is a lock that is held while a message is being written, for as long as
@@ -115,12 +116,16 @@ func NewStream(call *Call, door Door) *Stream {
 // before a call ends well, and when one has ended, and the transport with it;
 // never beside Response.
 func (s *Stream) End() {
-	if e := s.answer; e != nil {
+	if s.answer != nil {
+		s.spare = append(s.spare, s.answer)
 		s.answer = nil
+	}
+	for _, e := range s.spare {
 		if e.kept = false; e.raw == nil { // else something went wrong while it was read
 			answers.Put(e)
 		}
 	}
+	s.spare = nil
 	s.mu.Lock()
 	s.over = true
 	s.mu.Unlock()
@@ -311,6 +316,9 @@ func (s *Stream) park(e *Envelope, i *Inference) {
 // The error ends the call.
 func (s *Stream) wait(e *Envelope, i *Inference, before <-chan struct{}) (err error) {
 	defer recovered(&err)
+	if before != nil && i.rest != nil {
+		<-before // what has not started does so in order
+	}
 	err = i.Wait(s.call.ctx)
 	if before != nil {
 		<-before
@@ -366,7 +374,11 @@ func (s *Stream) deliver(e *Envelope, of *Inference) error {
 // Answer is RawEnvelope for a response. It holds one at a time: the one before
 // must have been given to Response, which must have returned.
 func (s *Stream) Answer(b mem.BufferSlice) *Envelope {
-	if s.answer == nil {
+	switch n := len(s.spare); {
+	case s.answer != nil:
+	case n > 0:
+		s.answer, s.spare = s.spare[n-1], s.spare[:n-1]
+	default:
 		s.answer = RawAnswer(b)
 		s.answer.kept = true
 		s.answer.Message.Afresh()
@@ -385,7 +397,28 @@ func (s *Stream) Response(e *Envelope) (err error) {
 	}
 	defer recovered(&err)
 	i, verdict, err := s.call.Response(e)
+	if verdict == Hold && e == s.answer {
+		s.answer = nil
+	}
+	if i != nil && len(i.due) > 0 {
+		if undelivered := s.release(i); undelivered != nil {
+			if verdict != Hold {
+				e.Release()
+			}
+			return undelivered
+		}
+	}
 	switch {
+	case verdict == Hold:
+		return nil
+	case verdict == Last:
+		if err := s.deliver(e, i); err != nil {
+			return err
+		}
+		if err := s.refuse(i, err); err != nil {
+			return err
+		}
+		return s.done()
 	case verdict == Refuse:
 		e.Release()
 		if err := s.refuse(i, err); err != nil {

@@ -17,17 +17,20 @@
 // own tenant or principal is overtaken, and who has a reserve need not wait for
 // others.
 //
-// Nothing here runs in the background: what ends an inference passes its
-// permits on.
+// What ends an inference passes its permits on; nothing runs in the background, but
+// for pools that gateways share through a store (shared.go).
 package admit
 
 import (
+	"context"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/internal/redis"
 )
 
 // name is the policy's name in denials, events and metrics.
@@ -42,6 +45,13 @@ type Policy struct {
 	pools  []*pool
 	models map[string]*share
 	others *share // of models that no pool names; nil: they are not limited
+
+	// Of pools that gateways share through a store.
+	mu         sync.Mutex
+	holders    int
+	client     *redis.Client
+	stop       context.CancelFunc
+	background sync.WaitGroup
 }
 
 // share is what an inference of a model takes of a pool.
@@ -68,9 +78,23 @@ func (s *share) weigh(i *interceptors.Inference) int64 {
 		output = s.output
 	}
 	output = max(output, i.OutputTokens, i.ReportedOutput)
-	most := s.pool.ceiling * s.tokens // nor can the sum overflow then
+	ceiling := s.pool.ceiling.Load()
+	most := ceiling * s.tokens // nor can the sum overflow then
 	need := min(input, most) + min(output, most)
-	return max(1, min(s.pool.ceiling, (need+s.tokens-1)/s.tokens))
+	return max(1, min(ceiling, (need+s.tokens-1)/s.tokens))
+}
+
+// Permits is how many permits an inference takes, of all its pools, by what is known
+// of it; 1 if it is in none. It is called as a policy is, and does not block.
+func (p *Policy) Permits(i *interceptors.Inference) (n int64) {
+	s, ok := p.models[i.Model]
+	if !ok {
+		s = p.others
+	}
+	for ; s != nil; s = s.next {
+		n += s.weigh(i)
+	}
+	return max(1, n)
 }
 
 // Name is "admit".
@@ -163,12 +187,10 @@ func (p *permit) Request(m *fields.Message) error {
 
 // Response counts what is answered.
 func (p *permit) Response(*fields.Message) error {
-	if !p.heard {
-		p.heard = true
-		if p.pool.adaptive != nil {
-			p.pool.sample(p, time.Now())
-		}
+	if p.pool.adaptive != nil {
+		p.answered()
 	}
+	p.heard = true
 	p.follow()
 	return nil
 }
@@ -235,6 +257,8 @@ var refusals = map[interceptors.Reason]string{
 	interceptors.ConcurrencyLimit:    "all permits of the pool that the caller may have are held, and it has no queue; try again later",
 	interceptors.QueueFull:           "the queue for the pool's permits is full; try again later",
 	interceptors.QueueTimeout:        "no permit was free within the pool's queue timeout; try again later",
+	interceptors.Draining:            "the pool is being emptied; try another server, or again later",
+	interceptors.PolicyUnavailable:   "the store of the pool's permits cannot be reached; try again later",
 	interceptors.DeadlineUnreachable: "no permit will be free early enough to end before the deadline; set a longer one or try again later",
 }
 
@@ -250,7 +274,9 @@ func (l *pool) refusal(reason interceptors.Reason, wait time.Duration) *intercep
 		wait = unknownWait
 	}
 	d.RetryAfter = max(wait, time.Millisecond) // a millisecond is the least that the pushback trailer can say
-	d.Quota = &interceptors.Quota{Subject: "pool:" + l.name, Metric: "permits", ID: l.name, Limit: l.ceiling}
+	if reason != interceptors.Draining && reason != interceptors.PolicyUnavailable {
+		d.Quota = &interceptors.Quota{Subject: "pool:" + l.name, Metric: "permits", ID: l.name, Limit: l.ceiling.Load()}
+	}
 	return d
 }
 

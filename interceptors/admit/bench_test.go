@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
@@ -144,4 +145,24 @@ func benchInference(b *testing.B, p *Policy) (interceptors.CallPolicy, *intercep
 		b.Fatal(err)
 	}
 	return call, &interceptors.Inference{Call: c, Model: "1"}
+}
+
+// BenchmarkShared is BenchmarkUncontended in a pool that gateways share: no inference
+// meets the network.
+func BenchmarkShared(b *testing.B) {
+	p, _ := gatewayOf(b, store(b), common(100, 100, time.Minute, whileHeld))
+	call, i := benchInference(b, p)
+	b.ReportAllocs()
+	for b.Loop() {
+		v, err := call.Start(i)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if w, ok := v.(interceptors.Waiter); ok {
+			if err := w.Wait(context.Background()); err != nil {
+				b.Fatal(err)
+			}
+		}
+		v.End(well)
+	}
 }

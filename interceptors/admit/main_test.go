@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
 
 	"github.com/sluicegate/sluice/interceptors"
@@ -42,6 +43,7 @@ func start(t testing.TB, p *Policy, ctx context.Context, model string) (*part, *
 func begin(t testing.TB, p *Policy, ctx context.Context, i *interceptors.Inference, tenant, principal string) (*part, *interceptors.Denial) {
 	t.Helper()
 	c := &interceptors.Call{Method: &dialect.Method{Kind: dialect.Inference}, Tenant: tenant, Principal: principal}
+	c.ID, _ = spiffeid.FromString(principal) // zero for anonymous
 	c.SetContext(ctx)
 	i.Call = c
 	of, err := p.Begin(c)
@@ -211,4 +213,15 @@ func check(t testing.TB, l *pool) {
 			t.Errorf("weights %d of a level, it counts %d", weights, v.weights)
 		}
 	}
+}
+
+// as is an inference of model "1" that is not refused.
+func as(t *testing.T, p *Policy, tenant, principal string) *part {
+	t.Helper()
+	v, d := begin(t, p, context.Background(), &interceptors.Inference{Model: "1"}, tenant, principal)
+	if d != nil {
+		t.Fatal(d)
+	}
+	check(t, p.pools[0])
+	return v
 }

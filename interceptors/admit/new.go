@@ -108,12 +108,19 @@ func newPool(c *configv1.Pool) (*pool, error) {
 		return nil, fmt.Errorf("models: the pool names none and would limit nothing; name models, or \"*\" for all others")
 	}
 	l := &pool{
-		name: c.GetName(), ceiling: int64(c.GetCapacity()), capacity: int64(c.GetCapacity()),
+		name: c.GetName(), configured: int64(c.GetCapacity()), limit: int64(c.GetCapacity()),
 		length: int(c.GetQueueLength()), maxBytes: int64(min(c.GetQueueBytes(), 1<<62)), principalPermits: int64(c.GetPrincipalPermits()),
 		inputWeight: defaultInputWeight, outputWeight: defaultOutputWeight,
 		rules: make(map[string]rule), others: rule{weight: 1},
 		tenants: make(map[string]*tenant), sweepAt: firstSweep, refused: make(map[interceptors.Reason]uint64),
 	}
+	l.ceiling.Store(l.configured)
+	if c.GetShare() != nil {
+		if err := l.share(c.GetShare()); err != nil {
+			return nil, fmt.Errorf("share.%w", err)
+		}
+	}
+	l.settle(time.Now())
 	l.queued = interceptors.Event{Policy: name, Name: "queued", Attributes: []string{"pool", l.name}}
 	if c.InputWeight != nil {
 		l.inputWeight = int64(c.GetInputWeight())
@@ -172,13 +179,15 @@ func (l *pool) addTenants(tenants []*configv1.PoolTenant) error {
 			return fmt.Errorf("tenants[%d].tenant: %q is named twice", n, c.GetTenant())
 		case c.GetTenant() == anyTenant && r.reserve > 0:
 			return fmt.Errorf("tenants[%d].reserved: name the tenant; a reserve for everybody is for nobody", n)
+		case l.shared != nil && r.reserve > 0:
+			return fmt.Errorf("tenants[%d].reserved: gateways that share a pool through redis cannot keep permits for a tenant; leave it out", n)
 		case r.cap > 0 && r.reserve > r.cap:
 			return fmt.Errorf("tenants[%d].reserved: %d permits are kept for %q, which may hold %d; lower reserved or raise permits",
 				n, r.reserve, c.GetTenant(), r.cap)
 		}
 		seen[c.GetTenant()] = true
-		if l.reservedAll += r.reserve; l.reservedAll > l.ceiling {
-			return fmt.Errorf("tenants[%d].reserved: %d permits are reserved, and there are %d", n, l.reservedAll, l.ceiling)
+		if l.reservedAll += r.reserve; l.reservedAll > l.ceiling.Load() {
+			return fmt.Errorf("tenants[%d].reserved: %d permits are reserved, and there are %d", n, l.reservedAll, l.ceiling.Load())
 		}
 		if c.GetTenant() == anyTenant {
 			l.others = r
@@ -191,7 +200,7 @@ func (l *pool) addTenants(tenants []*configv1.PoolTenant) error {
 
 // least is what an inference can weigh at most, so that it can run for every tenant.
 func (l *pool) least() int64 {
-	least := l.ceiling - l.reservedAll
+	least := l.ceiling.Load() - l.reservedAll
 	if l.others.cap > 0 {
 		least = min(least, l.others.cap)
 	}

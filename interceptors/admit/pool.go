@@ -11,7 +11,7 @@ import (
 // pool is a weighted semaphore with a queue.
 type pool struct {
 	name             string
-	ceiling          int64 // the configured capacity
+	configured       int64 // capacity
 	length           int   // of the queue, at most
 	maxBytes         int64 // of the messages in the queue, at most; 0: no bound
 	timeout, ageing  time.Duration
@@ -24,15 +24,25 @@ type pool struct {
 	priorities       []priority
 	normal           int                // the level of what no priority names
 	queued           interceptors.Event // what is told of an inference that queues
-	adaptive         *adaptive          // nil: the capacity is fixed
+	adaptive         *adaptive          // nil: the limit is fixed
+	shared           *sharing           // nil: it is ours alone, or our part is
+	replicas         int64              // gateways that have equal parts; 0: it is not divided
+
+	// ceiling is the capacity there is: as configured, or as it was set since. It
+	// changes under the lock.
+	ceiling atomic.Int64
 
 	// Permits are free, and whose turn it is needs more. It may be another's turn
 	// when tenants are served.
 	idle atomic.Bool
 
 	mu       sync.Mutex
-	capacity int64 // now
+	limit    int64 // ceiling, or less while the model server is slow
+	capacity int64 // limit, or less where we hold less of a shared pool
+	leased   int64 // of a shared pool
+	draining bool
 	inUse    int64
+	wanted   int64 // permits that are waited for
 	kept     int64 // permits of reserves that are not in use
 	tenants  map[string]*tenant
 	reserves []*tenant // with a reserve
@@ -46,6 +56,8 @@ type pool struct {
 	free     *permit // for use again, linked by next
 	hold     estimate
 	refused  map[interceptors.Reason]uint64
+
+	forgotten int64 // weighted tokens that tenants were served whom we forgot
 }
 
 // rule is what a tenant gets.
@@ -67,6 +79,8 @@ type permit struct {
 	asked   int64 // permits by its tokens so far
 	counted int64 // weighted tokens
 	heard   bool  // the model server has answered
+	written int64 // tokens of the output, when that was last a sample
+	at      time.Time
 
 	// Of pool.mu.
 	weight int64
@@ -87,13 +101,16 @@ const (
 
 // fits reports whether so many permits are free for a tenant.
 func (l *pool) fits(t *tenant, weight int64) bool {
-	return l.inUse == 0 || l.inUse+weight+l.kept-min(t.kept(), weight) <= l.capacity
+	if l.inUse == 0 && (l.shared == nil || l.leased >= min(weight, l.ceiling.Load())) {
+		return true
+	}
+	return l.inUse+weight+l.kept-min(t.kept(), weight) <= l.capacity
 }
 
 // open reports whether a newcomer may go on at once: there is room, and nobody
 // waits whom it would overtake.
 func (l *pool) open(t *tenant, p *principal, weight int64) bool {
-	if !t.may(weight) || !p.may(weight, l.principalPermits) || !l.fits(t, weight) {
+	if l.draining || !t.may(weight) || !p.may(weight, l.principalPermits) || !l.fits(t, weight) {
 		return false
 	}
 	if t.waiting == 0 {
@@ -114,6 +131,9 @@ func (l *pool) open(t *tenant, p *principal, weight int64) bool {
 func (l *pool) tryAcquire(s *share, i *interceptors.Inference, now time.Time) *permit {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.shared != nil {
+		l.settle(now)
+	}
 	t := l.tenant(i.Call.Tenant)
 	pr := l.principal(t, i.Call.Principal)
 	asked := s.weigh(i)
@@ -179,6 +199,9 @@ func (l *pool) enqueue(s *share, i *interceptors.Inference, until time.Time) (w 
 	pr := l.principal(t, i.Call.Principal)
 	asked := s.weigh(i)
 	weight := min(asked, t.most)
+	if l.shared != nil {
+		l.settle(now)
+	}
 	if l.open(t, pr, weight) {
 		w = l.newWaiter(s, i, t, pr, asked)
 		l.grant(&w.permit, now)
@@ -186,8 +209,12 @@ func (l *pool) enqueue(s *share, i *interceptors.Inference, until time.Time) (w 
 		return w, "", 0, 0
 	}
 	hold := l.holds(s, now)
-	wait, service = l.predict(t, weight, at, hold, now), durationOf(hold)
+	wait, service = l.predict(t, weight, at, hold, now), l.service(s, now)
 	switch {
+	case l.draining:
+		refused = interceptors.Draining
+	case l.shared != nil && l.shared.gone(now):
+		refused = interceptors.PolicyUnavailable
 	case l.length == 0:
 		refused = interceptors.ConcurrencyLimit
 	case !deadline.IsZero() && deadline.Sub(now) < sum(wait, service):
@@ -199,6 +226,9 @@ func (l *pool) enqueue(s *share, i *interceptors.Inference, until time.Time) (w 
 		t.refused++
 		l.refused[refused]++
 		t.forget(pr)
+		if l.shared != nil {
+			l.shared.miss(weight)
+		}
 		return nil, refused, wait, service
 	}
 	w = l.newWaiter(s, i, t, pr, asked)
@@ -215,6 +245,8 @@ func (l *pool) enqueue(s *share, i *interceptors.Inference, until time.Time) (w 
 	l.pass(now) // its turn may be before that of who waits for more permits than are free
 	if w.state == held {
 		w.entered = time.Time{}
+	} else if l.shared != nil {
+		l.shared.miss(0)
 	}
 	return w, "", wait, service
 }
@@ -255,13 +287,20 @@ func (l *pool) predict(t *tenant, weight int64, at int, hold float64, now time.T
 	others := float64(weights)/float64(t.weight) - 1
 	ahead += min(s.level.work, s.work+(s.work+float64(weight)*hold)*others)
 	ahead += l.holds(nil, now) * float64(weight-(l.capacity-l.inUse))
-	return durationOf(max(0, ahead/float64(l.capacity)))
+	capacity := l.capacity
+	if l.shared != nil {
+		capacity = max(capacity, l.shared.part()) // more may be on its way
+	}
+	return durationOf(max(0, ahead/float64(max(1, capacity))))
 }
 
 // pass hands free permits to those whose turn it is, for as long as they do. Who
 // could not use them any more, because its time is over, is passed by: it may
 // not have noticed yet.
 func (l *pool) pass(now time.Time) {
+	if l.shared != nil {
+		l.settle(now)
+	}
 	blocked := false
 	for l.ready > 0 && !blocked {
 		w := l.reserved()
@@ -275,6 +314,7 @@ func (l *pool) pass(now time.Time) {
 			l.leave(w, held)
 			l.grant(&w.permit, now)
 			w.tenant.wait.learn(now.Sub(w.entered), now)
+			l.levels[w.level].wait.learn(now.Sub(w.entered), now)
 		default:
 			blocked = true
 		}
@@ -315,6 +355,9 @@ func (l *pool) release(p *permit, learn bool, cost int64) {
 	}
 	p.state = over
 	l.pass(now)
+	if s := l.shared; s != nil && s.granted > max(s.target, l.inUse) {
+		s.hasten() // there is something to give back
+	}
 	if p.spent {
 		*p = permit{next: l.free}
 		l.free = p

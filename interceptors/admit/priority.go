@@ -6,18 +6,20 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/internal/expression"
+	"github.com/sluicegate/sluice/interceptors/internal/principals"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 // priority names inferences and the level that they queue in.
 type priority struct {
 	level      int
-	principals [][]string // trust domain and segments of the path
+	principals *principals.Set // nil: everyone
 	methods    []string
 	models     []string
+	when       *expression.Condition // nil: none
+	lowers     bool                  // below 0: what cannot be decided has it
 }
 
 // addPriorities makes the levels of the queue: one for each priority that is named, and 0.
@@ -28,18 +30,24 @@ func (l *pool) addPriorities(list []*configv1.PoolPriority) error {
 	}
 	slices.SortFunc(values, func(a, b int32) int { return cmp.Compare(b, a) })
 	values = slices.Compact(values)
-	for range values {
-		l.levels = append(l.levels, newLevel())
+	for _, v := range values {
+		l.levels = append(l.levels, newLevel(v))
 	}
 	l.normal = slices.Index(values, 0)
 	for n, c := range list {
-		p := priority{level: slices.Index(values, c.GetPriority()), methods: c.GetMethods(), models: c.GetModels()}
-		for k, text := range c.GetPrincipals() {
-			pattern, err := parsePattern(text)
+		p := priority{level: slices.Index(values, c.GetPriority()), lowers: c.GetPriority() < 0, methods: c.GetMethods(), models: c.GetModels()}
+		if len(c.GetPrincipals()) > 0 {
+			set, err := principals.Parse(c.GetPrincipals(), true)
 			if err != nil {
-				return fmt.Errorf("priorities[%d].principals[%d]: %w", n, k, err)
+				return fmt.Errorf("priorities[%d].%w", n, err)
 			}
-			p.principals = append(p.principals, pattern)
+			p.principals = &set
+		}
+		if text := c.GetWhen(); text != "" {
+			var err error
+			if p.when, err = expression.NewCondition(text); err != nil {
+				return fmt.Errorf("priorities[%d].when: %w", n, err)
+			}
 		}
 		for k, m := range c.GetMethods() {
 			if !strings.HasPrefix(m, "/") || strings.Count(m, "/") != 2 {
@@ -51,72 +59,29 @@ func (l *pool) addPriorities(list []*configv1.PoolPriority) error {
 	return nil
 }
 
-// levelOf is the level that an inference queues in.
+// levelOf is the level that an inference queues in. It is called from Start.
 func (l *pool) levelOf(i *interceptors.Inference) int {
 	for n := range l.priorities {
 		p := &l.priorities[n]
 		if (len(p.methods) == 0 || slices.Contains(p.methods, i.Call.FullMethod)) &&
 			(len(p.models) == 0 || slices.Contains(p.models, i.Model)) &&
-			(len(p.principals) == 0 || slices.ContainsFunc(p.principals, func(s []string) bool { return matches(s, i.Call.Principal) })) {
+			(p.principals == nil || p.principals.Match(i.Call.ID)) && p.holds(i) {
 			return p.level
 		}
 	}
 	return l.normal
 }
 
-const (
-	scheme    = "spiffe://"
-	anonymous = "anonymous" // a caller without an identity
-)
-
-// parsePattern reads a SPIFFE ID in which "*" stands for any one segment and a
-// last "**" for one or more.
-func parsePattern(text string) ([]string, error) {
-	if text == anonymous {
-		return []string{text}, nil
+// holds asks the condition. One that cannot be decided is told, and raises nothing.
+func (p *priority) holds(i *interceptors.Inference) bool {
+	if p.when == nil {
+		return true
 	}
-	rest, ok := strings.CutPrefix(text, scheme)
-	if !ok {
-		return nil, fmt.Errorf("%q is no SPIFFE ID; it must begin with spiffe://", text)
+	c := i.Call
+	holds, err := p.when.Holds(nil, &expression.Scope{Call: c, Via: c.Via, Peer: c.Peer.ID, Inference: i, Message: i.First()})
+	if err != nil {
+		i.Emit(interceptors.Event{Policy: name, Name: "undecided"})
+		return p.lowers
 	}
-	segments := strings.Split(rest, "/")
-	if _, err := spiffeid.TrustDomainFromString(segments[0]); err != nil {
-		return nil, fmt.Errorf("%q: %w", text, err)
-	}
-	if len(segments) == 1 {
-		return nil, fmt.Errorf("%q has no path; write %s/** for every identity of the trust domain", text, text)
-	}
-	for n, s := range segments[1:] {
-		switch {
-		case s == "*", s == "**" && n == len(segments)-2:
-		case strings.Contains(s, "*"):
-			return nil, fmt.Errorf(`%q: "*" can only be a whole segment, and "**" the last`, text)
-		case s == "":
-			return nil, fmt.Errorf("%q: a path segment is empty", text)
-		default:
-			if err := spiffeid.ValidatePathSegment(s); err != nil {
-				return nil, fmt.Errorf("%q: %w", text, err)
-			}
-		}
-	}
-	return segments, nil
-}
-
-// matches reports whether a pattern is for a principal.
-func matches(pattern []string, principal string) bool {
-	rest, ok := strings.CutPrefix(principal, scheme)
-	if !ok {
-		return len(pattern) == 1 && pattern[0] == principal
-	}
-	for n, want := range pattern {
-		if want == "**" {
-			return true
-		}
-		segment, after, more := strings.Cut(rest, "/")
-		if want != "*" && want != segment || more == (n == len(pattern)-1) {
-			return false
-		}
-		rest = after
-	}
-	return true
+	return holds
 }

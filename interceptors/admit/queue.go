@@ -18,6 +18,10 @@ type level struct {
 	longest heap[*line] // by length for the tenant's weight
 	work    float64     // nanoseconds of permits that wait
 	weights int64       // of the tenants with a line
+	size    int         // who waits
+
+	priority int32
+	wait     estimate // of those that queued here
 }
 
 // line is a tenant's part of a level.
@@ -101,8 +105,9 @@ func (s *list) remove(w *waiter) {
 	s.size--
 }
 
-func newLevel() *level {
+func newLevel(priority int32) *level {
 	return &level{
+		priority: priority,
 		ready: heap[*line]{
 			less: func(a, b *line) bool {
 				return a.key < b.key || a.key == b.key && a.lanes.top().waiters.first.seq < b.lanes.top().waiters.first.seq
@@ -153,12 +158,14 @@ func (l *pool) join(w *waiter) {
 	}
 	c.waiters.add(w)
 	s.all.add(w)
+	l.wanted += w.weight
 	s.work += w.work
 	s.level.work += w.work
 	s.level.longest.put(s)
 	s.tenant.waiting++
 	w.principal.waiting++
 	l.waiting++
+	s.level.size++
 	l.bytes += w.bytes
 	l.update(c)
 }
@@ -171,6 +178,7 @@ func (l *pool) part(w *waiter) {
 	s.lanes.remove(c)
 	c.waiters.remove(w)
 	s.all.remove(w)
+	l.wanted -= w.weight
 	s.work -= w.work
 	s.level.work -= w.work
 	if s.all.size == 0 {
@@ -184,6 +192,7 @@ func (l *pool) part(w *waiter) {
 	s.tenant.waiting--
 	w.principal.waiting--
 	l.waiting--
+	s.level.size--
 	l.bytes -= w.bytes
 	l.update(c)
 }

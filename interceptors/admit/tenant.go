@@ -55,13 +55,8 @@ func (l *pool) tenant(name string) *tenant {
 	if !ok {
 		rule = l.others
 	}
-	t := &tenant{name: name, weight: rule.weight, cap: rule.cap, reserve: rule.reserve, most: l.ceiling - l.reservedAll + rule.reserve}
-	if t.cap > 0 {
-		t.most = min(t.most, t.cap)
-	}
-	if l.principalPermits > 0 {
-		t.most = min(t.most, l.principalPermits)
-	}
+	t := &tenant{name: name, weight: rule.weight, cap: rule.cap, reserve: rule.reserve}
+	t.most = l.most(t)
 	t.lines = make([]line, len(l.levels))
 	for n, v := range l.levels {
 		t.lines[n].init(v, t)
@@ -69,6 +64,18 @@ func (l *pool) tenant(name string) *tenant {
 	t.all = t.newPrincipal("")
 	l.tenants[name] = t
 	return t
+}
+
+// most is what one inference of a tenant can weigh.
+func (l *pool) most(t *tenant) int64 {
+	most := l.ceiling.Load() - l.reservedAll + t.reserve
+	if t.cap > 0 {
+		most = min(most, t.cap)
+	}
+	if l.principalPermits > 0 {
+		most = min(most, l.principalPermits)
+	}
+	return most
 }
 
 func (t *tenant) newPrincipal(name string) *principal {
@@ -111,10 +118,17 @@ func (l *pool) sweep() {
 	floor := l.floor()
 	for name, t := range l.tenants {
 		if t.used == 0 && t.waiting == 0 && t.reserve == 0 && t.counter.Load() <= floor {
+			l.forgotten += t.served.Load()
 			delete(l.tenants, name)
 		}
 	}
 	l.sweepAt = max(firstSweep, 2*len(l.tenants))
+}
+
+// names reports whether the configuration names a tenant.
+func (l *pool) names(t *tenant) bool {
+	_, named := l.rules[t.name]
+	return named
 }
 
 // lift raises the counter to a floor.

@@ -56,6 +56,8 @@ func (w *waiter) Wait(ctx context.Context) error {
 	case was == over:
 		return interceptors.Deny(name, interceptors.Draining, "the inference ended while it waited for a permit")
 	case reason != "":
+	case l.shared != nil && l.unreachable(now):
+		reason = interceptors.PolicyUnavailable
 	case w.late(now):
 		reason = interceptors.DeadlineUnreachable
 	default:

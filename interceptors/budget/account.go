@@ -236,7 +236,7 @@ type Account struct {
 	// microseconds of one permit.
 	Budget, Metric string
 	// The names that the budget tells apart; "" for those that it does not.
-	TrustDomain, Tenant, Principal, Model string
+	TrustDomain, Tenant, Principal, Model, Key string
 	// Limit is what a full account has; of one that gateways share, what this one
 	// was granted.
 	Limit int64
@@ -276,7 +276,7 @@ func (a *account) snapshot(now instant) Account {
 	reserved := min(b.reserved, b.used) // the rest was refilled
 	out := Account{
 		Budget: a.limit.name, Metric: string(a.limit.metric),
-		TrustDomain: a.key.trustDomain, Tenant: a.key.tenant, Principal: a.key.principal, Model: a.key.model,
+		TrustDomain: a.key.trustDomain, Tenant: a.key.tenant, Principal: a.key.principal, Model: a.key.model, Key: a.key.own,
 		Limit: b.capacity(), Remaining: b.remaining(), Reserved: reserved, Spent: b.used - reserved,
 		Carried: b.carried + b.reserved - reserved, Owed: b.owed, Granted: b.extra,
 	}

@@ -15,27 +15,29 @@ import (
 
 // Name names an account: the budget, and those names that the budget tells apart.
 // The others are "".
-type Name struct{ Budget, TrustDomain, Tenant, Principal, Model string }
+type Name struct{ Budget, TrustDomain, Tenant, Principal, Model, Key string }
 
 // Name names the account.
 func (a Account) Name() Name {
-	return Name{a.Budget, a.TrustDomain, a.Tenant, a.Principal, a.Model}
+	return Name{a.Budget, a.TrustDomain, a.Tenant, a.Principal, a.Model, a.Key}
 }
 
 // compare orders names.
 func (n Name) compare(o Name) int {
 	return cmp.Or(strings.Compare(n.Budget, o.Budget), strings.Compare(n.TrustDomain, o.TrustDomain),
-		strings.Compare(n.Tenant, o.Tenant), strings.Compare(n.Principal, o.Principal), strings.Compare(n.Model, o.Model))
+		strings.Compare(n.Tenant, o.Tenant), strings.Compare(n.Principal, o.Principal), strings.Compare(n.Model, o.Model), strings.Compare(n.Key, o.Key))
 }
 
 // within reports whether a name is one that a filter lets through: "" is any.
 func (n Name) within(filter Name) bool {
 	any := func(want, have string) bool { return want == "" || want == have }
 	return any(filter.Budget, n.Budget) && any(filter.TrustDomain, n.TrustDomain) &&
-		any(filter.Tenant, n.Tenant) && any(filter.Principal, n.Principal) && any(filter.Model, n.Model)
+		any(filter.Tenant, n.Tenant) && any(filter.Principal, n.Principal) && any(filter.Model, n.Model) && any(filter.Key, n.Key)
 }
 
-func (k key) name() Name { return Name{k.limit.name, k.trustDomain, k.tenant, k.principal, k.model} }
+func (k key) name() Name {
+	return Name{k.limit.name, k.trustDomain, k.tenant, k.principal, k.model, k.own}
+}
 
 // Accounts are those that there are which the filter lets through (of which "" is
 // any), in the order of their names, after the one named, and no more than most. It
@@ -45,7 +47,7 @@ func (l *Ledger) Accounts(filter, after Name, most int) []Account {
 	for _, m := range l.limits {
 		mine[m] = true
 	}
-	filter.Tenant, filter.Principal, filter.Model = short(filter.Tenant), short(filter.Principal), short(filter.Model)
+	filter.Tenant, filter.Principal, filter.Model, filter.Key = short(filter.Tenant), short(filter.Principal), short(filter.Model), short(filter.Key)
 	var found []*account
 	first := func() {
 		slices.SortFunc(found, func(a, b *account) int { return a.name().compare(b.name()) })
@@ -203,6 +205,10 @@ func (l *Ledger) named(n Name) (key, error) {
 		tenant:      short(part(configv1.BudgetKey_BUDGET_KEY_TENANT, "tenant", n.Tenant)),
 		principal:   short(part(configv1.BudgetKey_BUDGET_KEY_PRINCIPAL, "principal", n.Principal)),
 		model:       short(part(configv1.BudgetKey_BUDGET_KEY_MODEL, "model", n.Model)),
+		own:         short(n.Key),
+	}
+	if m.own == nil && n.Key != "" {
+		refuse("%s: budget %q does not tell them apart; leave it out", "key")
 	}
 	return k, bad
 }

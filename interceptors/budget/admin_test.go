@@ -276,7 +276,7 @@ func TestAdminWithoutBudgets(t *testing.T) {
 // FuzzPageToken holds that a token is refused or is one of ours.
 func FuzzPageToken(f *testing.F) {
 	f.Add("")
-	f.Add(token(Name{"a", "b", "c\xff", "", "e"}))
+	f.Add(token(Name{"a", "b", "c\xff", "", "e", "f"}))
 	f.Add("W10")
 	f.Fuzz(func(t *testing.T, s string) {
 		n, err := readToken(s)

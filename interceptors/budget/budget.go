@@ -12,8 +12,10 @@
 //
 //	charge = min(grant, max(own count, reported by the model server))
 //
-// A message that would go beyond what can be granted is not delivered: the
-// inference is cut. So delivered ≤ charged ≤ grant, always. An inference that
+// A message that would go beyond what can be granted is not delivered, or of a
+// streamed answer, where a budget says so (cut: CUT_SPLICE) and the model has a
+// tokenizer, up to the last token that fits: the inference is cut. So delivered ≤
+// charged ≤ grant, always. An inference that
 // was never handed to the model server costs nothing. What the model server wrote
 // counts, also what a policy held back or took out of it. An attempt that is made
 // again is another inference: it is charged for what it used itself. The header

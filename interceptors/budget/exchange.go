@@ -64,7 +64,7 @@ func (s *shared) exchange(ctx context.Context, l *Ledger, holds []hold, plan fun
 	}
 	keys, args := l.message(holds, asks, now)
 	unlock(holds)
-	reply, err := s.ask(ctx, keys, args)
+	reply, err := s.askWithin(ctx, keys, args)
 	if err != nil {
 		s.failed(now.wall)
 		l.lock(holds)
@@ -88,7 +88,7 @@ func (s *shared) exchange(ctx context.Context, l *Ledger, holds []hold, plan fun
 func (l *Ledger) message(holds []hold, asks []ask, now instant) (keys, args []string) {
 	args = []string{l.shared.gateway, strconv.FormatInt(l.shared.number.Add(1), 10),
 		strconv.FormatInt(l.shared.lease.Milliseconds(), 10)}
-	for n := range holds {
+	for n, ask := range asks {
 		a := holds[n].account
 		e, w := a.lease, &a.limit.window
 		keys = append(keys, l.storeKey(a.key))
@@ -108,18 +108,38 @@ func (l *Ledger) message(holds []hold, asks []ask, now instant) (keys, args []st
 			kind = "w"
 		}
 		e.told = a.used
-		for _, v := range []int64{e.window, known, max(e.granted, a.used), a.used, asks[n].want, asks[n].least,
-			a.limit.capacity(), amount, max(1, w.length.Milliseconds()), asks[n].gift} {
+		for _, v := range []int64{e.window, known, max(e.granted, a.used), a.used, ask.want, ask.least,
+			a.limit.capacity(), amount, max(1, w.length.Milliseconds()), ask.gift} {
 			args = append(args, strconv.FormatInt(v, 10))
 		}
-		args = append(args, kind, strconv.FormatInt(end1, 10), strconv.FormatInt(end2, 10))
+		args = append(args, kind, strconv.FormatInt(end1, 10), strconv.FormatInt(end2, 10), strconv.FormatInt(e.books, 10))
 	}
 	return keys, args
 }
 
+// askWithin is ask that gives up when the context ends: the client does not while it
+// makes a connection. An answer that comes later is dropped, and does no harm.
+func (s *shared) askWithin(ctx context.Context, keys, args []string) ([]string, error) {
+	type answer struct {
+		reply []string
+		err   error
+	}
+	got := make(chan answer, 1)
+	s.background.Go(func() {
+		reply, err := s.ask(ctx, keys, args)
+		got <- answer{reply, err}
+	})
+	select {
+	case a := <-got:
+		return a.reply, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // ask runs the script, and checks that the answer is to what was asked.
 func (s *shared) ask(ctx context.Context, keys, args []string) ([]string, error) {
-	client, err := s.connect()
+	client, err := s.store.Connect()
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ type journal struct {
 // line is an account in the file.
 type line struct {
 	Budget string    `json:"budget"`
-	Names  [4][]byte `json:"names"`           // trust domain, tenant, principal, model
+	Names  [5][]byte `json:"names"`           // trust domain, tenant, principal, model, own key
 	Used   int64     `json:"used"`            // at most
 	Owed   int64     `json:"owed,omitempty"`  // to take off the next window
 	Extra  int64     `json:"extra,omitempty"` // granted beyond the amount
@@ -96,7 +96,7 @@ func (l *Ledger) Close() error {
 // line is what the file says of an account that may be used so far.
 func (a *account) line(now instant, used int64) line {
 	n := line{Budget: a.limit.name, Used: used, Owed: a.owed, Extra: a.extra,
-		Names: [4][]byte{[]byte(a.key.trustDomain), []byte(a.key.tenant), []byte(a.key.principal), []byte(a.key.model)}}
+		Names: [5][]byte{[]byte(a.key.trustDomain), []byte(a.key.tenant), []byte(a.key.principal), []byte(a.key.model), []byte(a.key.own)}}
 	switch w := &a.limit.window; {
 	case w.zone != nil:
 		n.Ends = a.ends
@@ -137,7 +137,7 @@ func (j *journal) load(l *Ledger) error {
 			continue
 		}
 		m := l.limits[at]
-		k := key{m, string(n.Names[0]), string(n.Names[1]), string(n.Names[2]), string(n.Names[3])}
+		k := key{m, string(n.Names[0]), string(n.Names[1]), string(n.Names[2]), string(n.Names[3]), string(n.Names[4])}
 		a := l.table.open(k, now, func(a *account) {
 			m.fill(now)(a)
 			n.restore(a, now)

@@ -275,7 +275,7 @@ func TestStateFile(t *testing.T) {
 		l := open(t, file(t))
 		j := l.journal
 		for n := range 3000 {
-			if err := j.append([]line{{Budget: "life", Used: int64(n), Names: [4][]byte{make([]byte, 30_000)}}}); err != nil {
+			if err := j.append([]line{{Budget: "life", Used: int64(n), Names: [5][]byte{make([]byte, 30_000)}}}); err != nil {
 				t.Fatal(err)
 			}
 		}

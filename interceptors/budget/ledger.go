@@ -21,7 +21,7 @@ import (
 type Ledger struct {
 	limits  []*limit // most levels first: the order in which accounts are locked
 	prices  map[string]price
-	permits func(model string) int64
+	permits func(*interceptors.Inference) int64
 	charges bool // observers are told what was charged
 	clock   clock
 	table   *table
@@ -37,7 +37,7 @@ type Option func(*options)
 
 type options struct {
 	prices  []*configv1.Price
-	permits func(model string) int64
+	permits func(*interceptors.Inference) int64
 	before  *Ledger
 	charges bool
 }
@@ -45,9 +45,11 @@ type options struct {
 // WithPrices sets what tokens cost, for budgets of money.
 func WithPrices(prices []*configv1.Price) Option { return func(o *options) { o.prices = prices } }
 
-// WithPermits sets how many permits an inference of a model holds, for budgets of
+// WithPermits sets how many permits an inference holds, by what is known as it begins, for budgets of
 // GPU time. Default: 1.
-func WithPermits(of func(model string) int64) Option { return func(o *options) { o.permits = of } }
+func WithPermits(of func(*interceptors.Inference) int64) Option {
+	return func(o *options) { o.permits = of }
+}
 
 // WithCharges has observers of an inference told what each budget was charged, by the
 // event "charged": "budget" its name, "unit" what it counts, "amount" and, if more was
@@ -63,7 +65,7 @@ func WithBefore(l *Ledger) Option { return func(o *options) { o.before = l } }
 // New makes the ledger of the configured budgets, with every account full. An
 // error begins with the field that is at fault.
 func New(budgets []*configv1.Budget, opts ...Option) (*Ledger, error) {
-	o := options{permits: func(string) int64 { return 1 }}
+	o := options{permits: func(*interceptors.Inference) int64 { return 1 }}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -96,7 +98,7 @@ func New(budgets []*configv1.Budget, opts ...Option) (*Ledger, error) {
 	}
 	// The order must be the same in ledgers that share accounts.
 	slices.SortFunc(l.limits, func(a, b *limit) int {
-		return cmp.Or(len(b.config.GetPer())-len(a.config.GetPer()), strings.Compare(a.name, b.name))
+		return cmp.Or(b.levels()-a.levels(), strings.Compare(a.name, b.name))
 	})
 	return l, nil
 }
@@ -127,7 +129,11 @@ func (l *Ledger) open(which func(*limit) bool, i *interceptors.Inference, holds 
 		if !which(m) || !m.applies(i) {
 			continue
 		}
-		k := m.key(i)
+		k, err := m.key(i)
+		if err != nil {
+			letGo(holds)
+			return nil, err
+		}
 		a := l.table.find(k)
 		if a == nil {
 			if now.wall == 0 {
@@ -141,7 +147,7 @@ func (l *Ledger) open(which func(*limit) bool, i *interceptors.Inference, holds 
 			d.Cause = errFull
 			return nil, d
 		}
-		holds = append(holds, hold{account: a, tariff: l.tariff(m, i.Model)})
+		holds = append(holds, hold{account: a, tariff: l.tariff(m, i)})
 	}
 	return holds, nil
 }
@@ -151,7 +157,7 @@ func (l *Ledger) fill(m *limit, now instant) func(*account) {
 	return func(a *account) {
 		m.fill(now)(a)
 		if l.shared != nil {
-			a.lease = &lease{gate: make(chan struct{}, 1)}
+			a.lease = newLease()
 		}
 	}
 }
@@ -293,7 +299,11 @@ func (l *Ledger) empty(i *interceptors.Inference) shortage {
 		if !perUsage(m) || m.soft || !m.applies(i) {
 			continue
 		}
-		a := l.table.find(m.key(i))
+		k, err := m.key(i)
+		if err != nil { // reserving it says so
+			continue
+		}
+		a := l.table.find(k)
 		if a == nil { // full
 			continue
 		}

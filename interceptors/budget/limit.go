@@ -2,8 +2,6 @@ package budget
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math"
@@ -16,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/internal/expression"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
@@ -45,6 +44,7 @@ type limit struct {
 	debt      bool
 	models    map[string]bool
 	by        [configv1.BudgetKey_BUDGET_KEY_MODEL + 1]bool
+	own       *expression.Key // one more level; nil: there is none
 
 	output  int64       // to reserve for an inference that does not say; 0: what was learned
 	learned estimates   // of the models
@@ -140,6 +140,12 @@ func newLimit(b *configv1.Budget) (*limit, error) {
 			return nil, fmt.Errorf("per[%d]: %v is there twice", n, k)
 		}
 		m.by[k] = true
+	}
+	if text := b.GetKey(); text != "" {
+		var err error
+		if m.own, err = expression.NewKey(text); err != nil {
+			return nil, fmt.Errorf("key: %w", err)
+		}
 	}
 	if b.GetTell() {
 		if !m.by[configv1.BudgetKey_BUDGET_KEY_TENANT] && !m.by[configv1.BudgetKey_BUDGET_KEY_PRINCIPAL] {
@@ -244,17 +250,17 @@ type tariff struct {
 	per                 int64
 }
 
-// tariff is how a limit counts the usage of a model.
-func (l *Ledger) tariff(m *limit, model string) tariff {
+// tariff is how a limit counts the usage of an inference.
+func (l *Ledger) tariff(m *limit, i *interceptors.Inference) tariff {
 	switch m.metric {
 	case money:
-		p, ok := l.prices[model]
+		p, ok := l.prices[i.Model]
 		if !ok {
 			p = l.prices[anyModel]
 		}
 		return tariff{input: p.in, output: p.out, per: 1000}
 	case gpuTime:
-		return tariff{time: l.permits(model), per: 1}
+		return tariff{time: l.permits(i), per: 1}
 	case requests:
 		return tariff{per: 1}
 	}
@@ -313,64 +319,4 @@ func (m *limit) reserve(model string) int64 {
 		return m.output
 	}
 	return cmp.Or(m.learned.get(model), defaultOutput)
-}
-
-// key names an account: a limit and those names that the limit tells apart.
-type key struct {
-	limit                                 *limit
-	trustDomain, tenant, principal, model string
-}
-
-// key is the account that an inference belongs to.
-func (m *limit) key(i *interceptors.Inference) key {
-	k := key{limit: m}
-	if m.by[configv1.BudgetKey_BUDGET_KEY_TRUST_DOMAIN] {
-		k.trustDomain = i.Call.ID.TrustDomain().Name()
-	}
-	if m.by[configv1.BudgetKey_BUDGET_KEY_TENANT] {
-		k.tenant = short(i.Call.Tenant)
-	}
-	if m.by[configv1.BudgetKey_BUDGET_KEY_PRINCIPAL] {
-		k.principal = short(i.Call.Principal)
-	}
-	if m.by[configv1.BudgetKey_BUDGET_KEY_MODEL] {
-		k.model = short(i.Model)
-	}
-	return k
-}
-
-// clone is the key with names of its own: those of an inference may be parts of
-// a large message, which must not stay for them.
-func (k key) clone() key {
-	k.trustDomain, k.tenant = strings.Clone(k.trustDomain), strings.Clone(k.tenant)
-	k.principal, k.model = strings.Clone(k.principal), strings.Clone(k.model)
-	return k
-}
-
-// short is a name, or what stands for one that is too long to keep.
-func short(name string) string {
-	if len(name) <= maxName {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	return "sha256:" + hex.EncodeToString(sum[:])
-}
-
-// subject says whose account it is, for people.
-func (m *limit) subject(k key) string {
-	var parts []string
-	for level, part := range [...]string{
-		configv1.BudgetKey_BUDGET_KEY_TRUST_DOMAIN: "trust_domain:" + k.trustDomain,
-		configv1.BudgetKey_BUDGET_KEY_TENANT:       "tenant:" + k.tenant,
-		configv1.BudgetKey_BUDGET_KEY_PRINCIPAL:    "principal:" + k.principal,
-		configv1.BudgetKey_BUDGET_KEY_MODEL:        "model:" + k.model,
-	} {
-		if m.by[level] {
-			parts = append(parts, part)
-		}
-	}
-	if parts == nil {
-		return "everyone"
-	}
-	return strings.Join(parts, ",")
 }

@@ -381,7 +381,7 @@ func accountName(s string) Name {
 		names[n], _ = strconv.Unquote(quoted)
 		rest = strings.TrimLeft(rest, " ")[len(quoted):]
 	}
-	return Name{budget, names[0], names[1], names[2], names[3]}
+	return Name{budget, names[0], names[1], names[2], names[3], ""}
 }
 
 func runMachine(t *testing.T, r *rand.Rand, budgets []*configv1.Budget, written bool, outcomes map[string]int) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
@@ -98,6 +99,9 @@ func atRest(t testing.TB, l *Ledger) {
 		}
 	}
 	l.table.all(func(a *account) {
+		if l.shared != nil { // a share may still be on its way
+			within(t, 10*time.Second, "shares to arrive", func() bool { return a.pins.Load() == 1 })
+		}
 		if pins := a.pins.Load(); pins != 1 { // ours
 			t.Errorf("%+v has %d pins left", a.key, pins-1)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type server struct {
 	path string
 	dir  string
 	real string // its own socket
+	port int    // and port
 }
 
 func newServer(t testing.TB) *server {
@@ -44,7 +46,7 @@ func newServer(t testing.TB) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{path: strings.TrimSpace(string(out)), dir: dir, real: filepath.Join(dir, "s")}
+	s := &server{path: strings.TrimSpace(string(out)), dir: dir, real: filepath.Join(dir, "s"), port: freePort(t)}
 	s.start(t)
 	s.listen(t, s.real)
 	t.Cleanup(func() {
@@ -58,7 +60,7 @@ func newServer(t testing.TB) *server {
 func (s *server) start(t testing.TB) {
 	t.Helper()
 	_ = os.Remove(s.real)
-	s.cmd = exec.Command(s.path, "--port", "0", "--unixsocket", s.real, "--save", "", "--appendonly", "no", "--dir", s.dir)
+	s.cmd = exec.Command(s.path, "--bind", "127.0.0.1", "--port", strconv.Itoa(s.port), "--unixsocket", s.real, "--save", "", "--appendonly", "no", "--dir", s.dir)
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -75,6 +77,17 @@ func (s *server) start(t testing.TB) {
 		log = log[:len(log)+n]
 	}
 	go func() { _, _ = io.Copy(io.Discard, out) }()
+}
+
+// freePort is a port of this machine that nobody has at the moment.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 func (s *server) kill() {
@@ -164,11 +177,17 @@ func (s *server) gateway(t testing.TB, lease, timeout time.Duration, budgets ...
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Share(&configv1.Redis{Addresses: []string{s.listener.Addr().String()},
+	share(t, l, s.listener.Addr().String(), lease, timeout)
+	return l
+}
+
+// share has a ledger share its accounts in the store at an address.
+func share(t testing.TB, l *Ledger, address string, lease, timeout time.Duration) {
+	t.Helper()
+	if err := l.Share(&configv1.Redis{Addresses: []string{address},
 		Lease: durationpb.New(lease), Timeout: durationpb.New(timeout)}); err != nil {
 		t.Fatal(err)
 	}
-	return l
 }
 
 // begin is what the chain does with an inference that may have to wait.
@@ -324,7 +343,7 @@ func TestLostGateway(t *testing.T) {
 		t.Errorf("%d could be spent after the lease, want 94 to 100", total)
 	}
 	_ = other.Close()
-	lost.shared.client.Close()
+	lost.shared.store.Close()
 }
 
 // A store that does not answer costs an inference no more than the timeout, and
@@ -426,7 +445,7 @@ func (s *server) spent(t testing.TB, of ...*Ledger) int64 {
 	t.Helper()
 	var key string
 	of[0].table.all(func(a *account) { key = of[0].storeKey(a.key) })
-	client, err := of[0].shared.connect()
+	client, err := of[0].shared.store.Connect()
 	if err != nil {
 		return -1
 	}
@@ -435,6 +454,15 @@ func (s *server) spent(t testing.TB, of ...*Ledger) int64 {
 		return -1
 	}
 	return int64(d)
+}
+
+func keyOf(t *testing.T, m *limit, tenant string) key {
+	t.Helper()
+	k, err := m.key(infer(caller(tenant, "x"), "m", 0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }
 
 // The store's answer is to the question, its keys hide the names, and all accounts
@@ -448,7 +476,7 @@ func TestStoreKeys(t *testing.T) {
 	for _, who := range [][2]string{{"a", "p"}, {"b", "p"}, {"a", "q"}, {"ap", ""}} {
 		var slots []string
 		for _, m := range l.limits {
-			k := l.storeKey(m.key(infer(caller(who[0], "x"), "m", 0, 0)))
+			k := l.storeKey(keyOf(t, m, who[0]))
 			slots = append(slots, slot(k))
 			seen[k] = true
 			if strings.Contains(k, "example") || len(k) > 80 {
@@ -459,7 +487,7 @@ func TestStoreKeys(t *testing.T) {
 			t.Errorf("an inference of %v needs two slots: %q", who, slots)
 		}
 	}
-	a, b := l.limits[0].key(infer(caller("a", "x"), "m", 0, 0)), l.limits[0].key(infer(caller("b", "x"), "m", 0, 0))
+	a, b := keyOf(t, l.limits[0], "a"), keyOf(t, l.limits[0], "b")
 	if slot(l.storeKey(a)) == slot(l.storeKey(b)) {
 		t.Error("tenants that share no budget share a slot")
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/fields"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 // reservation is what one inference holds.
@@ -48,7 +49,11 @@ func (v *reservation) begin() (shortage, error) {
 	if clamps {
 		v.fit(least)
 	}
-	return v.ledger.taken(v.holds, false, now)
+	short, err := v.ledger.taken(v.holds, false, now)
+	if v.timed && err == nil && short.account == nil {
+		v.watch()
+	}
+	return short, err
 }
 
 // fit lowers the output that is asked for to what the accounts with clamp have.
@@ -93,7 +98,7 @@ func (v *reservation) Request(m *fields.Message) error {
 	if !v.Ready() {
 		return nil
 	}
-	if err := v.cover(); err != nil {
+	if err := v.cover(nil); err != nil {
 		v.input = before // it is not forwarded
 		return err
 	}
@@ -101,25 +106,78 @@ func (v *reservation) Request(m *fields.Message) error {
 }
 
 // Response tops up for what the message adds to the output.
-func (v *reservation) Response(*fields.Message) error { return v.cover() }
+func (v *reservation) Response(m *fields.Message) error { return v.cover(m) }
 
-// cover makes the grant cover what is used, or cuts the inference.
-func (v *reservation) cover() error {
+// cover makes the grant cover what is used, or cuts the inference: at a message, or in a
+// response where the budget says so.
+func (v *reservation) cover(response *fields.Message) error {
 	u := v.used()
 	for n := range v.holds {
-		if h := &v.holds[n]; h.tariff.cost(u) > h.granted() {
-			if err := v.topUp(u); err != nil {
-				return err
-			}
-			break
+		if h := &v.holds[n]; h.tariff.cost(u) <= h.granted() {
+			continue
 		}
+		short, err := v.topUp(u)
+		switch {
+		case err != nil:
+			return err
+		case short.account == nil:
+		case response != nil && short.account.limit.config.GetCut() == configv1.Cut_CUT_SPLICE && v.splice(response, u):
+			v.inference.CutAfter(v.cut(&short))
+			return nil
+		default:
+			return v.cut(&short)
+		}
+		break
 	}
 	v.through = u
 	return nil
 }
 
+// splice takes what there is left for output, and cuts that in a response of a
+// stream to it. It reports whether some of it is to be delivered.
+func (v *reservation) splice(m *fields.Message, u usage) bool {
+	if !v.inference.Call.Method.ServerStreams {
+		return false // there is one message: it or the refusal
+	}
+	fits, err := v.rest(u)
+	if err != nil || fits <= v.through.output {
+		return false
+	}
+	left := v.inference.FitOutput(m, fits-v.through.output)
+	if left > 0 {
+		u.output = v.through.output + left
+		v.through = u
+	}
+	return left > 0
+}
+
+// rest takes what the accounts have left for the output of an inference, and is how
+// much output is granted then.
+func (v *reservation) rest(u usage) (int64, error) {
+	now := v.ledger.lock(v.holds)
+	defer unlock(v.holds)
+	for n := range v.holds {
+		if h := &v.holds[n]; !h.free {
+			u.output = min(u.output, h.tariff.affords(u, add(h.granted(), max(0, h.account.room(true)))))
+		}
+	}
+	if u.output < 0 {
+		return u.output, nil
+	}
+	for n := range v.holds {
+		h := &v.holds[n]
+		h.want = max(0, h.tariff.cost(u)-h.granted())
+		h.least = h.want
+	}
+	short, err := v.ledger.taken(v.holds, true, now)
+	if short.account != nil {
+		return 0, nil
+	}
+	return u.output, err
+}
+
 // topUp takes what the grant lacks, and some in advance if there is so much.
-func (v *reservation) topUp(u usage) error {
+func (v *reservation) topUp(u usage) (shortage, error) {
 	for n := range v.holds {
 		h := &v.holds[n]
 		h.want, h.least = 0, max(0, h.tariff.cost(u)-h.granted())
@@ -134,9 +192,11 @@ func (v *reservation) topUp(u usage) error {
 			err = lost
 		}
 	}
-	if err != nil || short.account == nil {
-		return err
-	}
+	return short, err
+}
+
+// cut is the refusal of an inference that has begun.
+func (v *reservation) cut(short *shortage) *interceptors.Denial {
 	m := short.account.limit
 	d := short.denial(v.inference, interceptors.BudgetCut, "the "+m.metric.noun()+" of budget %q were used up on the way").
 		With("tokensDelivered", strconv.FormatInt(v.through.output, 10))
@@ -288,6 +348,6 @@ func (s *shortage) denial(i *interceptors.Inference, reason interceptors.Reason,
 		With("remaining", m.metric.show(max(0, s.remaining))).
 		With("requested", m.metric.show(s.wanted))
 	d.RetryAfter = s.retryAfter
-	d.Quota = &interceptors.Quota{Subject: m.subject(m.key(i)), Metric: string(m.metric), ID: m.name, Limit: s.limit / units}
+	d.Quota = &interceptors.Quota{Subject: m.subject(s.account.key), Metric: string(m.metric), ID: m.name, Limit: s.limit / units}
 	return d
 }

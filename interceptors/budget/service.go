@@ -90,12 +90,12 @@ func (s *admin) Reset(ctx context.Context, r *adminv1.ResetRequest) (*adminv1.Re
 }
 
 func nameOf(n *adminv1.AccountName) Name {
-	return Name{n.GetBudget(), n.GetTrustDomain(), n.GetTenant(), n.GetPrincipal(), n.GetModel()}
+	return Name{n.GetBudget(), n.GetTrustDomain(), n.GetTenant(), n.GetPrincipal(), n.GetModel(), n.GetKey()}
 }
 
 // token is a page token: the last name of the page.
 func token(n Name) string {
-	text, _ := json.Marshal([...][]byte{[]byte(n.Budget), []byte(n.TrustDomain), []byte(n.Tenant), []byte(n.Principal), []byte(n.Model)})
+	text, _ := json.Marshal([...][]byte{[]byte(n.Budget), []byte(n.TrustDomain), []byte(n.Tenant), []byte(n.Principal), []byte(n.Model), []byte(n.Key)})
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
@@ -108,10 +108,10 @@ func readToken(s string) (Name, error) {
 	if err == nil {
 		err = json.Unmarshal(text, &n)
 	}
-	if err != nil || len(n) != 5 {
+	if err != nil || len(n) != 6 {
 		return Name{}, status.Error(codes.InvalidArgument, "page_token: it is none of ours; take next_page_token of the page before")
 	}
-	return Name{string(n[0]), string(n[1]), string(n[2]), string(n[3]), string(n[4])}, nil
+	return Name{string(n[0]), string(n[1]), string(n[2]), string(n[3]), string(n[4]), string(n[5])}, nil
 }
 
 var metrics = map[string]adminv1.Metric{
@@ -125,7 +125,7 @@ func (a Account) proto() *adminv1.Account {
 	text := func(s string) string { return strings.ToValidUTF8(s, "\uFFFD") } // a message may hold nothing else
 	out := &adminv1.Account{
 		Name: &adminv1.AccountName{Budget: a.Budget, TrustDomain: a.TrustDomain, Tenant: text(a.Tenant),
-			Principal: text(a.Principal), Model: text(a.Model)},
+			Principal: text(a.Principal), Model: text(a.Model), Key: text(a.Key)},
 		Metric: metrics[a.Metric],
 		Limit:  a.Limit, Remaining: a.Remaining, Reserved: a.Reserved, Spent: a.Spent, Granted: a.Granted,
 		Carried: a.Carried, Owed: a.Owed, Shared: a.Shared, SharedLeft: a.SharedLeft,

@@ -4,14 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	_ "embed" // the script
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,13 +15,11 @@ import (
 	"github.com/redis/rueidis"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/sluicegate/sluice/interceptors/internal/redis"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 const (
-	// defaultStoreTimeout is how long an inference waits for the store: a hundred
-	// times what a round trip in a data centre takes. Chosen.
-	defaultStoreTimeout = 50 * time.Millisecond
 	// defaultLease is how long a gateway owns what it took. Chosen: a gateway that
 	// was lost is missed within half a minute.
 	defaultLease = 30 * time.Second
@@ -35,8 +29,8 @@ const (
 	// maxShared is the largest amount that the script can count: its numbers are
 	// exact to 2⁵³.
 	maxShared = 1 << 52
-	// fieldsPerKey are what the script gets and gives for every account.
-	argsPerKey, repliesPerKey = 13, 6
+	// repliesPerKey is how many values the script gives for every account.
+	repliesPerKey = 6
 )
 
 //go:embed shared.lua
@@ -51,14 +45,13 @@ type shared struct {
 	config  *configv1.Redis
 	gateway string // who we are to the store
 	script  *rueidis.Lua
-	options rueidis.ClientOption
-	timeout time.Duration
+	store   *redis.Client
+	timeout time.Duration // of an answer
 	lease   time.Duration
 	number  atomic.Int64 // of messages
 
 	mu      sync.Mutex
-	client  rueidis.Client // nil until the first answer
-	holders int            // ledgers
+	holders int // ledgers
 
 	failures atomic.Int64 // on end
 	retry    atomic.Int64 // when the store is asked again, in Unix nanoseconds
@@ -73,6 +66,7 @@ type shared struct {
 type lease struct {
 	gate     chan struct{}
 	known    bool
+	books    int64 // a number of what is told: another where it begins anew
 	granted  int64
 	told     int64 // used, as the store knows it
 	stored   int64 // granted, as the store knows it; -1: that is not known
@@ -84,46 +78,30 @@ type lease struct {
 	left     int64         // in the store, when it last answered
 }
 
+// books numbers what is told of shared accounts.
+var books atomic.Int64
+
+// newLease is that of an account of which the store has told nothing.
+func newLease() *lease { return &lease{gate: make(chan struct{}, 1), books: books.Add(1)} }
+
 // newShared reads the store's configuration. Nothing is dialed.
 func newShared(c *configv1.Redis) (*shared, error) {
+	store, err := redis.New(c)
+	if err != nil {
+		return nil, fmt.Errorf("budget_store.redis.%w", err)
+	}
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	s := &shared{
 		config:  c,
 		gateway: hex.EncodeToString(id[:]),
 		script:  rueidis.NewLuaScript(sharedScript),
-		timeout: defaultStoreTimeout,
+		store:   store,
+		timeout: store.Timeout,
 		lease:   defaultLease,
-		options: rueidis.ClientOption{
-			InitAddress: c.GetAddresses(), Username: c.GetUsername(), ClientName: "sluice",
-			DisableCache: true, DisableRetry: true,
-		},
-	}
-	if d := c.GetTimeout(); d != nil {
-		s.timeout = d.AsDuration()
 	}
 	if d := c.GetLease(); d != nil {
 		s.lease = d.AsDuration()
-	}
-	s.options.ConnWriteTimeout = s.timeout
-	s.options.Dialer.Timeout = s.timeout
-	if file := c.GetPasswordFile(); file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("budget_store.redis.password_file: %w", err)
-		}
-		s.options.Password = strings.TrimRight(string(b), "\r\n")
-	}
-	if file := c.GetCaFile(); file != "" {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("budget_store.redis.ca_file: %w", err)
-		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(b) {
-			return nil, fmt.Errorf("budget_store.redis.ca_file: %s has no certificate in PEM", file)
-		}
-		s.options.TLSConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
 	}
 	return s, nil
 }
@@ -186,27 +164,8 @@ func (s *shared) leave(l *Ledger) {
 			break
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.client != nil {
-		s.client.Close()
-	}
-}
-
-// connect is the client. It is made when it is first needed, and again as long as
-// that fails: a gateway starts also while its store is away.
-func (s *shared) connect() (rueidis.Client, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.client != nil {
-		return s.client, nil
-	}
-	client, err := rueidis.NewClient(s.options)
-	if err != nil {
-		return nil, err
-	}
-	s.client = client
-	return client, nil
+	s.background.Wait() // for answers that come too late
+	s.store.Close()
 }
 
 // lost reports whether the store is known not to answer.
@@ -235,20 +194,24 @@ func (s *shared) failed(now int64) {
 // one place, and those of callers who share none may be in others.
 func (l *Ledger) tag(k key) string {
 	names := [...]string{1: k.trustDomain, k.tenant, k.principal, k.model}
-	for level := range names {
-		for _, m := range l.limits {
+	own := k.own
+	for _, m := range l.limits {
+		for level := range names {
 			if !m.by[level] {
 				names[level] = ""
 			}
 		}
+		if m.config.GetKey() != l.limits[0].config.GetKey() {
+			own = ""
+		}
 	}
-	return digest(names[:]...)[:16]
+	return digest(append(names[:], own)...)[:16]
 }
 
 // storeKey names an account in the store. Names are hashed: they may hold any byte
 // and be of any length, and no two accounts have the same key.
 func (l *Ledger) storeKey(k key) string {
-	return "sluice:{" + l.tag(k) + "}:" + digest(k.limit.name, k.trustDomain, k.tenant, k.principal, k.model)
+	return "sluice:{" + l.tag(k) + "}:" + digest(k.limit.name, k.trustDomain, k.tenant, k.principal, k.model, k.own)
 }
 
 // digest is a hash of names, each with its length.
@@ -274,7 +237,7 @@ func (a *account) over() {
 	a.window++
 	a.carried += a.reserved
 	a.used, a.reserved = 0, 0
-	a.lease.granted, a.lease.told, a.lease.known = 0, 0, false
+	a.lease.granted, a.lease.told, a.lease.known, a.lease.books = 0, 0, false, books.Add(1)
 }
 
 // rollShared brings a shared account up to a moment.
@@ -348,7 +311,7 @@ func (s *shared) keep(ctx context.Context, l *Ledger) {
 
 // report tells the store of every account that changed or is held. Those that were
 // idle for a time give back what they hold. It reports whether the store has heard
-// it all.
+// it all, and nothing is held.
 func (l *Ledger) report(ctx context.Context, idle time.Duration) bool {
 	var all []*account
 	heard := true
@@ -367,7 +330,9 @@ func (l *Ledger) report(ctx context.Context, idle time.Duration) bool {
 		unlock(h)
 		if !silent {
 			err := l.shared.exchange(ctx, l, h, func([]ask) bool { return true })
-			heard = heard && err == nil
+			l.lock(h)
+			heard = heard && err == nil && a.quiet()
+			unlock(h)
 		}
 		letGo(h)
 	}

@@ -7,13 +7,14 @@
 --   granted, used   what it was granted in that window, and used of it
 --   want, least     more of it
 --   capacity, amount, length in ms
+--   books     a number of the gateway's for what it tells: another where it began anew
 --   gift      to be added to the account; -1: it becomes full
 --   kind      '' never, 'w' window, 'b' bucket, 'c' calendar
 --   end1, end2      of the calendar, by the gateway's clock
 --
 -- An account is a hash: d what is gone, e the window's end, at when a bucket was
 -- refilled; of every gateway a: granted, u: used, t: when its lease ends, q: its
--- last message. Whatever the gateway says replaces what was known of it, so that a
+-- last message, b: the books that it began and what was told before them. Whatever the gateway says replaces what was known of it, so that a
 -- message or an answer that was lost does no harm.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -21,11 +22,11 @@ local me, number, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local accounts, enough = {}, 1
 
 for i, key in ipairs(KEYS) do
-  local at = 3 + (i - 1) * 13
+  local at = 3 + (i - 1) * 14
   local function arg(n) return tonumber(ARGV[at + n]) end
   local window, known, granted, used = arg(1), arg(2) == 1, arg(3), arg(4)
   local want, least, capacity, amount, length = arg(5), arg(6), arg(7), arg(8), arg(9)
-  local gift, kind = arg(10), ARGV[at + 11]
+  local gift, kind, books = arg(10), ARGV[at + 11], ARGV[at + 14]
 
   local h, raw = {}, redis.call('HGETALL', key)
   for n = 1, #raw, 2 do h[raw[n]] = raw[n + 1] end
@@ -65,12 +66,22 @@ for i, key in ipairs(KEYS) do
     end
   end
 
-  local a, base = tonumber(h['a:' .. me] or '0'), 0
-  if kind ~= '' and kind ~= 'b' and window ~= e then
+  local a, base, begun = tonumber(h['a:' .. me] or '0'), 0, nil
+  if kind ~= '' and kind ~= 'b' and window ~= e and window ~= 0 then
     known, used = false, 0 -- what it tells of is over
   end
   if not known then
-    base = a
+    -- It has begun anew: what it tells is beyond what it told in other books, or was
+    -- granted there if the window that is over for it is this one.
+    local same, told = (h['b:' .. me] or ''):match('^(%d+) (%d+)$')
+    if same == books then
+      base = tonumber(told) -- and no answer has reached it
+    elseif window ~= 0 and window == e then
+      base = a
+    else
+      base = tonumber(h['u:' .. me] or '0')
+    end
+    begun = books .. ' ' .. string.format('%.0f', base)
     used = base + used
     granted = used
   elseif h['t:' .. me] and tonumber(h['t:' .. me]) < now then
@@ -93,7 +104,7 @@ for i, key in ipairs(KEYS) do
   local left = math.floor(capacity - d)
   if left < least then enough = 0 end
   accounts[i] = { key = key, d = d, e = e, a = granted, u = used, base = base, left = left,
-    want = want, least = least, kind = kind, length = length, amount = amount,
+    want = want, least = least, kind = kind, begun = begun, length = length, amount = amount,
     drop = drop, ended = ended }
 end
 
@@ -107,8 +118,9 @@ for _, s in ipairs(accounts) do
   local d, a = s.d + more, s.a + more
   for _, pair in ipairs(s.ended) do redis.call('HSET', s.key, pair[1], pair[2]) end
   for _, other in ipairs(s.drop) do
-    redis.call('HDEL', s.key, 'a:' .. other, 'u:' .. other, 't:' .. other, 'q:' .. other)
+    redis.call('HDEL', s.key, 'a:' .. other, 'u:' .. other, 't:' .. other, 'q:' .. other, 'b:' .. other)
   end
+  if s.begun then redis.call('HSET', s.key, 'b:' .. me, s.begun) else redis.call('HDEL', s.key, 'b:' .. me) end
   redis.call('HSET', s.key, 'd', string.format('%.17g', d), 'e', string.format('%.0f', s.e), 'at', string.format('%.0f', now),
     'a:' .. me, string.format('%.0f', a), 'u:' .. me, string.format('%.0f', s.u),
     't:' .. me, string.format('%.0f', now + lease), 'q:' .. me, string.format('%.0f', number))

@@ -152,7 +152,7 @@ func TestMoney(t *testing.T) {
 func TestGPUTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, err := New([]*configv1.Budget{{Name: "b", GpuSeconds: 10, Window: durationpb.New(time.Hour)}},
-			WithPermits(func(model string) int64 { return map[string]int64{"large": 4}[model] }))
+			WithPermits(func(i *interceptors.Inference) int64 { return map[string]int64{"large": 4}[i.Model] }))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,6 +162,7 @@ func TestGPUTime(t *testing.T) {
 			if d != nil {
 				t.Fatal(d)
 			}
+			v.(*reservation).timer.Stop() // there is no chain whose calls it could come between
 			return i, v
 		}
 		i, v := begin()

@@ -3,6 +3,7 @@ package budget
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/fields"
@@ -15,6 +16,7 @@ type waiting struct {
 	pending bool // nothing is held yet
 	asking  bool // Wait is at work
 	settled bool
+	timer   *time.Timer // when the GPU time that was granted is used up; nil: it is not limited
 }
 
 // Ready reports that there is nothing to wait for.
@@ -32,6 +34,9 @@ func (w *waiting) settle(holds []hold) bool {
 		return false
 	}
 	w.settled = true
+	if w.timer != nil {
+		w.timer.Stop()
+	}
 	if w.pending && !w.asking {
 		letGo(holds)
 	}

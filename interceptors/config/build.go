@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
@@ -46,12 +47,17 @@ type Options struct {
 	Logger *slog.Logger
 	// Telemetry are the options of the telemetry policy: tracer, meter and so on.
 	Telemetry []telemetry.Option
+	// Usage are the options of the usage policy: meter and logger provider.
+	Usage []usage.Option
 	// Source is our identity, if the program has one already; nil means that
 	// the configuration says where it comes from. Build does not close it.
 	Source *identity.Source
 	// Own are what the program itself serves beside its model server, such as
 	// health. The chain asks them last.
 	Own []*interceptors.Backend
+	// GuardModel is the connection to the guard model of inspect.guard, for a linked
+	// chain; a gateway has its own. It must not pass this chain. Build does not close it.
+	GuardModel grpc.ClientConnInterface
 }
 
 // Guard is a configuration at work: the chain, and the credentials that belong
@@ -60,18 +66,21 @@ type Guard struct {
 	// Chain is what the doors run.
 	Chain *interceptors.Chain
 
-	config   *configv1.Config
-	log      *slog.Logger
-	source   *identity.Source
-	holders  *atomic.Int32 // guards that share source; nil if it is not ours to close
-	replaces *identity.Source
-	flight   *flight
-	backends []*interceptors.Backend
-	identity *identity.Policy
-	inspect  *inspect.Policy
-	ledger   *budget.Ledger
-	pools    *admit.Policy
-	usage    *records
+	config     *configv1.Config
+	log        *slog.Logger
+	source     *identity.Source
+	holders    *atomic.Int32 // guards that share source; nil if it is not ours to close
+	replaces   *identity.Source
+	flight     *flight
+	backends   []*interceptors.Backend
+	tokenizers []*tokenizer
+	identity   *identity.Policy
+	inspect    *inspect.Policy
+	watcher    *telemetry.Policy
+	ledger     *budget.Ledger
+	pools      *admit.Policy
+	unwatch    func() // ends the metrics of the pools; nil if there are none
+	usage      *records
 }
 
 // records are the records of inferences of all guards that follow one another with
@@ -117,10 +126,18 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	if g.GuardModel() >= 0 && o.GuardModel == nil && cfg.GetListener() == nil {
+		return nil, errNoGuardModel
+	}
 	if err := g.openLedger(); err != nil {
 		return nil, err
 	}
-	if err := g.openUsage(before); err != nil {
+	if err := g.openUsage(before, o); err != nil {
+		g.closeLedger()
+		return nil, err
+	}
+	if err := g.openPools(); err != nil {
+		g.closeUsage()
 		g.closeLedger()
 		return nil, err
 	}
@@ -142,6 +159,7 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 			}
 		})
 		if err != nil {
+			g.closePools()
 			g.closeUsage()
 			g.closeLedger()
 			return nil, err
@@ -159,6 +177,12 @@ func Build(cfg *configv1.Config, before *Guard, o Options) (*Guard, error) {
 	g.flight.holders.Add(1)
 	g.identity.Use(g.source, g.flight.watch)
 	g.Chain = g.flight.live.Chain(slices.Concat(g.backends, o.Own), g.policies(o)...)
+	if g.GuardModel() >= 0 && o.GuardModel != nil {
+		g.ConnectGuardModel(o.GuardModel)
+	}
+	if before.unwatch != nil {
+		before.unwatch()
+	}
 	if before.flight == nil {
 		g.Enforce()
 	}
@@ -190,10 +214,10 @@ func Check(cfg *configv1.Config) error {
 	}
 	// What else a gateway asks, when it dials.
 	for n, b := range cfg.GetBackends() {
-		if cfg.GetListener() != nil && b.GetAddress() == "" {
+		if cfg.GetListener() != nil && b.GetAddress() == "" && len(b.GetAddresses()) == 0 {
 			return fmt.Errorf("backends[%d].address: the gateway needs the model server's address", n)
 		}
-		if b.GetAddress() != "" && cfg.GetIdentity().GetInsecure() != nil && !b.GetPlaintext() {
+		if (b.GetAddress() != "" || len(b.GetAddresses()) > 0) && cfg.GetIdentity().GetInsecure() != nil && !b.GetPlaintext() {
 			return fmt.Errorf("backends[%d].%w", n, errPlaintext)
 		}
 	}
@@ -211,6 +235,15 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 	if g.backends, err = backends(cfg); err != nil {
 		return nil, err
 	}
+	if g.tokenizers, err = tokenizers(cfg.GetTokenizers(), before.tokenizers); err != nil {
+		return nil, err
+	}
+	for n, b := range g.backends {
+		b.Tokenizer = g.tokenizer
+		if model := cfg.GetBackends()[n].GetModels(); cfg.GetInspect().GetResponses() && b.Dialect.Name == "vllm" && g.tokenizer(model[0]) == nil {
+			return nil, fmt.Errorf("backends[%d].models[0]: %q is answered in token ids, which inspect.responses could not read: name its tokenizer in tokenizers", n, model[0])
+		}
+	}
 	if g.identity, err = identity.New(cfg.GetIdentity()); err != nil {
 		return nil, err
 	}
@@ -218,16 +251,25 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 		return nil, err
 	}
 	if cfg.GetInspect() != nil { // always anew: its rule files may have changed
-		if g.inspect, err = inspect.New(cfg.GetInspect(), ""); err != nil {
+		if g.inspect, err = g.newInspect(before); err != nil {
 			return nil, err
 		}
 	}
+	if err = g.makePools(before); err != nil {
+		return nil, err
+	}
+	if err = stores(cfg); err != nil {
+		return nil, err
+	}
 	if len(cfg.GetBudgets()) > 0 {
 		books := before.ledger
-		if !proto.Equal(cfg.GetBudgetStore(), before.config.GetBudgetStore()) {
+		if !proto.Equal(cfg.GetBudgetStore(), before.config.GetBudgetStore()) || !proto.Equal(budgetRedis(cfg), budgetRedis(before.config)) {
 			books = nil // they are kept elsewhere
 		}
-		opts := []budget.Option{budget.WithPrices(cfg.GetPrices()), budget.WithPermits(permits(cfg.GetPools())), budget.WithBefore(books)}
+		opts := []budget.Option{budget.WithPrices(cfg.GetPrices()), budget.WithBefore(books)}
+		if g.pools != nil {
+			opts = append(opts, budget.WithPermits(g.pools.Permits))
+		}
 		if cfg.GetUsage() != nil {
 			opts = append(opts, budget.WithCharges())
 		}
@@ -239,30 +281,7 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 			return nil, err
 		}
 	}
-	if sameList(cfg.GetPools(), before.config.GetPools()) && before.pools != nil {
-		g.pools = before.pools
-	} else if len(cfg.GetPools()) > 0 {
-		if g.pools, err = admit.New(cfg.GetPools()); err != nil {
-			return nil, err
-		}
-	}
 	return g, nil
-}
-
-// permits is how many permits an inference of a model holds; 1 if it is in no pool.
-func permits(pools []*configv1.Pool) func(model string) int64 {
-	weights := make(map[string]int64)
-	for _, p := range pools {
-		for _, m := range p.GetModels() {
-			weights[m.GetModel()] = max(1, int64(m.GetWeight()))
-		}
-	}
-	return func(model string) int64 {
-		if w, ok := weights[model]; ok {
-			return w
-		}
-		return max(1, weights["*"])
-	}
 }
 
 // served are the methods that a gateway serves itself: rules may name them
@@ -277,6 +296,11 @@ var served = []string{
 	"/sluice.admin.v1.BudgetsService/Grant",
 	"/sluice.admin.v1.BudgetsService/ListAccounts",
 	"/sluice.admin.v1.BudgetsService/Reset",
+	"/sluice.admin.v1.PoolsService/DrainPool",
+	"/sluice.admin.v1.PoolsService/GetPool",
+	"/sluice.admin.v1.PoolsService/ListPools",
+	"/sluice.admin.v1.PoolsService/ResizePool",
+	"/sluice.admin.v1.PoolsService/ResumePool",
 }
 
 // denied refuses a rule that denies a method which nobody has: if that is a
@@ -321,10 +345,8 @@ func (g *Guard) policies(o Options) []interceptors.Policy {
 	if o.Logger != nil {
 		watch = append(watch, telemetry.WithLogger(o.Logger))
 	}
-	list := []interceptors.Policy{
-		telemetry.New(append(watch, o.Telemetry...)...),
-		g.identity,
-	}
+	g.watcher = telemetry.New(append(watch, o.Telemetry...)...)
+	list := []interceptors.Policy{g.watcher, g.identity}
 	if g.usage != nil {
 		list = slices.Insert(list, 1, interceptors.Policy(g.usage.Policy)) // it sees what all but telemetry do
 	}
@@ -339,12 +361,14 @@ func (g *Guard) policies(o Options) []interceptors.Policy {
 	}
 	if g.pools != nil {
 		list = append(list, g.pools)
+		g.unwatch = sync.OnceFunc(g.watcher.WatchPools(g.samples))
 	}
 	return list
 }
 
 // Close gives back what the guard opened. Calls on its chain must have ended.
 func (g *Guard) Close() {
+	g.closePools()
 	g.closeLedger()
 	g.closeUsage()
 	if g.flight.holders.Add(-1) == 0 {
@@ -366,7 +390,7 @@ func (g *Guard) openLedger() error {
 		}
 	case *configv1.BudgetStore_Redis:
 		if g.ledger != nil {
-			return g.ledger.Share(store.Redis)
+			return g.ledger.Share(budgetRedis(g.config))
 		}
 	}
 	return nil
@@ -381,8 +405,8 @@ func (g *Guard) closeLedger() {
 	}
 }
 
-// openUsage opens the file of the records, or goes on with that of the guard before.
-func (g *Guard) openUsage(before *Guard) error {
+// openUsage begins to keep records, or goes on with that of the guard before.
+func (g *Guard) openUsage(before *Guard, o Options) error {
 	c := g.config.GetUsage()
 	switch {
 	case c == nil:
@@ -390,7 +414,7 @@ func (g *Guard) openUsage(before *Guard) error {
 	case before.usage != nil && proto.Equal(c, before.config.GetUsage()):
 		g.usage = before.usage
 	default:
-		p, err := usage.Open(c.GetFile(), g.log)
+		p, err := usage.Open(c, g.log, o.Usage...)
 		if err != nil {
 			return fmt.Errorf("usage.file: %w", err)
 		}
@@ -502,6 +526,7 @@ func (g *Guard) DialOptions() ([]grpc.DialOption, error) {
 func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 	names := make(map[string]bool)
 	var out []*interceptors.Backend
+	engine := false
 	for n, b := range cfg.GetBackends() {
 		if names[b.GetName()] {
 			return nil, fmt.Errorf("backends[%d].name: there are two back ends named %q; rename one", n, b.GetName())
@@ -511,16 +536,26 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 		if err != nil {
 			return nil, fmt.Errorf("backends[%d].%w", n, err)
 		}
+		if b.GetDialect() == configv1.Dialect_DIALECT_VLLM {
+			if engine {
+				return nil, fmt.Errorf("backends[%d].dialect: a vLLM engine is there already, and requests do not say which they are for; give each engine a gateway", n)
+			}
+			engine = true
+		}
 		if id := b.GetSpiffeId(); id != "" {
 			if _, err := identity.Matcher(id); err != nil {
 				return nil, fmt.Errorf("backends[%d].spiffe_id: %w", n, err)
 			}
+		}
+		if err := servers(b); err != nil {
+			return nil, fmt.Errorf("backends[%d].%w", n, err)
 		}
 		out = append(out, &interceptors.Backend{
 			Name:              b.GetName(),
 			Models:            set(b.GetModels()),
 			Dialect:           d,
 			AllowSharedMemory: b.GetAllowSharedMemory(),
+			AllowTokenIDs:     b.GetAllowTokenIds(),
 			MaskErrors:        b.GetMaskErrors(),
 			Datatypes:         set(b.GetDatatypes()),
 		})
@@ -558,6 +593,15 @@ func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dial
 		}
 		o.Fields[name] = f.GetRole()
 	}
+	for _, f := range b.GetAllowFields() {
+		o.Allow = append(o.Allow, protoreflect.FullName(f))
+	}
+	if b.GetDialect() == configv1.Dialect_DIALECT_VLLM {
+		if len(b.GetModels()) != 1 {
+			return nil, errors.New("models: name the model that the engine runs: requests to it name none")
+		}
+		o.Model = b.GetModels()[0]
+	}
 	var d *dialect.Dialect
 	var err error
 	switch b.GetDialect() {
@@ -567,13 +611,17 @@ func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dial
 		d, err = dialect.MLServer(o)
 	case configv1.Dialect_DIALECT_KSERVE:
 		d, err = dialect.KServe(o)
+	case configv1.Dialect_DIALECT_TGIS:
+		d, err = dialect.TGIS(o)
+	case configv1.Dialect_DIALECT_VLLM:
+		d, err = dialect.VLLM(o)
 	case configv1.Dialect_DIALECT_FIELDS:
 		var set *descriptorpb.FileDescriptorSet
 		if set, err = descriptors(b.GetDescriptorSet()); err == nil {
 			d, err = dialect.Fields(set, o)
 		}
 	default:
-		return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE or DIALECT_FIELDS")
+		return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE, DIALECT_TGIS, DIALECT_VLLM or DIALECT_FIELDS")
 	}
 	if err == nil {
 		return d, nil
@@ -582,6 +630,11 @@ func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dial
 	for n, f := range b.GetFields() {
 		if strings.Contains(err.Error(), f.GetField()+":") {
 			return nil, fmt.Errorf("fields[%d]: %w", n, err)
+		}
+	}
+	for n, f := range b.GetAllowFields() {
+		if strings.Contains(err.Error(), f+":") {
+			return nil, fmt.Errorf("allow_fields[%d]: %w", n, err)
 		}
 	}
 	return nil, fmt.Errorf("descriptor_set: %w", err)

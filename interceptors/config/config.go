@@ -85,6 +85,10 @@ func resolve(cfg *configv1.Config, dir string) {
 		at(&store.Redis.PasswordFile)
 		at(&store.Redis.CaFile)
 	}
+	if r := cfg.GetRedis(); r != nil {
+		at(&r.PasswordFile)
+		at(&r.CaFile)
+	}
 	if u := cfg.GetUsage(); u != nil {
 		at(&u.File)
 	}
@@ -93,5 +97,8 @@ func resolve(cfg *configv1.Config, dir string) {
 	}
 	for _, b := range cfg.GetBackends() {
 		at(&b.DescriptorSet)
+	}
+	for _, t := range cfg.GetTokenizers() {
+		at(&t.File)
 	}
 }

@@ -148,6 +148,12 @@ func TestErrorsNameFileLineAndField(t *testing.T) {
 		{"two back ends of a name", "- name: own\n", "- name: gpu\n", `:21:9 backends[1].name: there are two back ends named "gpu"`},
 		{"SPIFFE ID of a back end", "spiffe://example.org/model", "example.org", `:18:14 backends[0].spiffe_id: "example.org" is no SPIFFE ID`},
 		{"no address", "  address: 127.0.0.1:2\n", "", ":21:3 backends[1].address: the gateway needs"},
+		{"address and addresses", "  address: 127.0.0.1:2\n", "  address: 127.0.0.1:2\n  addresses: [\"127.0.0.1:3\"]\n", ":23:14 backends[1].addresses: there is an address too"},
+		{"no port", "  address: 127.0.0.1:2\n", "  addresses: [\"127.0.0.1:3\", models]\n", `:22:30 backends[1].addresses[1]: "models" is no host:port`},
+		{"the same server twice", "  address: 127.0.0.1:2\n", "  addresses: [\"a:3\", \"a:3\"]\n", ":22:14 backends[1].addresses: repeated value must contain unique items"},
+		{"too many retries", "  address: 127.0.0.1:2\n", "  address: 127.0.0.1:2\n  retries: 5\n", ":23:12 backends[1].retries: must be less than or equal to 4"},
+		{"metrics of no server", "  address: 127.0.0.1:2\n", "  address: 127.0.0.1:2\n  load: {metrics_url: host:8002}\n", ":23:23 backends[1].load.metrics_url: \"host:8002\" is no URL"},
+		{"metrics of one of them", "  address: 127.0.0.1:2\n", "  addresses: [\"a:3\", \"b:3\"]\n  load: {metrics_url: http://a:8002/metrics}\n", ":23:23 backends[1].load.metrics_url: each server has"},
 		{"no plaintext and no identity", "  plaintext: true\n  dialect: DIALECT_TRITON", "  dialect: DIALECT_TRITON", ":14:3 backends[0].plaintext: without an identity"},
 		{"plaintext false", "true\n  dialect: DIALECT_TRITON", "false\n  dialect: DIALECT_TRITON", ":16:14 backends[0].plaintext: without an identity"},
 		{"tensor's role", "ROLE_PROMPT}", "ROLE_TENSOR}", ":20:30 backends[0].tensors[0].role: ROLE_TENSOR is no role of a tensor"},
@@ -160,6 +166,10 @@ func TestErrorsNameFileLineAndField(t *testing.T) {
 		{"no descriptor set", "  descriptor_set: llm.binpb\n", "", ":21:3 backends[1].descriptor_set: the dialect needs the API's descriptors"},
 		{"descriptor set that is not there", "llm.binpb", "none.binpb", ":25:19 backends[1].descriptor_set: open "},
 		{"descriptor set that is none", "llm.binpb", "no.binpb", ":25:19 backends[1].descriptor_set: no.binpb holds no descriptor set"},
+		{"engine without a model", "dialect: DIALECT_TRITON", "dialect: DIALECT_VLLM", ":14:3 backends[0].models: name the model that the engine runs"},
+		{"two engines", "- name: own\n", "- {name: x, address: 127.0.0.1:1, plaintext: true, dialect: DIALECT_VLLM, models: [x]}\n" +
+			"- {name: y, address: 127.0.0.1:1, plaintext: true, dialect: DIALECT_VLLM, models: [y]}\n- name: own\n", " backends[2].dialect: a vLLM engine is there already"},
+		{"allowed field that no message has", "dialect: DIALECT_TRITON", "allow_fields: [a.b]\n  dialect: DIALECT_TRITON", " backends[0].allow_fields[0]: field a.b: no method"},
 		{"tenant", "{trust_domain}", "acme", ":4:11 identity.tenant: it names the same tenant for everyone"},
 		{"principal", "  rules:\n  - principals: [anonymous]", "  rules:\n  - principals: [anonymous, joe]", `:6:29 identity.rules[0].principals[1]: "joe" is no SPIFFE ID`},
 		{"group of methods", "[inference, health]", "[inference, admin]", `:7:26 identity.rules[0].methods[1]: "admin" is no group`},
@@ -250,6 +260,7 @@ func TestDenyRulesNameMethodsThatSomebodyHas(t *testing.T) {
 		reflectionpb.File_grpc_reflection_v1_reflection_proto,
 		reflectionalphapb.File_grpc_reflection_v1alpha_reflection_proto,
 		adminv1.File_sluice_admin_v1_admin_proto,
+		adminv1.File_sluice_admin_v1_pools_proto,
 	} {
 		for _, s := range []protoreflect.ServiceDescriptor{f.Services().Get(0)} {
 			for n := range s.Methods().Len() {

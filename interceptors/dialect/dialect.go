@@ -36,6 +36,8 @@ type Dialect struct {
 	Methods map[string]*Method
 
 	tensors map[string]fields.Role
+	texts   map[string]bool // tensors that the configuration says are text
+	model   string          // of requests that cannot name one
 }
 
 // Method is what is known of one RPC.
@@ -61,6 +63,8 @@ type Method struct {
 	dialect *Dialect
 	// triton: an end can be hidden, and an inference can be refused in band.
 	triton bool
+	// batched: a message has the counts of several answers.
+	batched bool
 }
 
 // Request is what a request message says of its inference.
@@ -71,11 +75,14 @@ type Request struct {
 	MaxTokens int64
 	// WantsFinal says that the caller asked for the empty final response.
 	WantsFinal bool
+	// PromptIDs is the index of a field with the prompt as token ids, or -1.
+	PromptIDs int
 	// ModelField and IDField are the indices of the fields that hold them, or -1.
 	ModelField, IDField int
 
 	finalField int   // index of the parameter that asks for the empty final response, or -1
 	choices    int64 // answers asked for
+	prompts    int64 // in a batch
 }
 
 // Response is what a response message says of its inference.
@@ -93,4 +100,10 @@ type Response struct {
 	// InputTokens and OutputTokens are what the server reports in this message;
 	// OutputTotal is what it reports for the inference so far. 0 if it does not.
 	InputTokens, OutputTokens, OutputTotal int64
+	// IDs is how many token ids the model wrote in this message, IDsTotal in the
+	// inference so far.
+	IDs, IDsTotal int64
+	// Choice is which of the answers that the caller asked for the message is of:
+	// its counts of output are that answer's.
+	Choice int64
 }

@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 
 	"github.com/sluicegate/sluice/interceptors/fields"
@@ -15,26 +16,36 @@ import (
 
 // Options are what a back end's configuration adds to a dialect.
 type Options struct {
-	// Tensors gives roles to tensors by name, beside those that the dialect knows.
+	// Tensors gives roles to tensors by name, beside those that the dialect knows. What has
+	// the role of a text is one as BYTES, and as UINT8 or INT8 of its bytes; other types of it are
+	// refused in requests.
 	Tensors map[string]fields.Role
 	// Fields gives roles to fields by full name.
 	Fields map[protoreflect.FullName]fields.Role
 	// Lenient takes requests that decoders may read differently.
 	Lenient bool
+	// Allow are fields, by full name, that the dialect forbids and that callers may
+	// set all the same.
+	Allow []protoreflect.FullName
+	// Model is what requests are for that cannot name a model.
+	Model string
 	// MaxFields bounds the fields of one message; 0 means the default of package fields.
 	MaxFields int
 }
 
-// inferencePB is proto/inference/inference.proto with its imports, as a
+// apisPB is what proto has of model servers' APIs, with imports, as a
 // FileDescriptorSet; made by make generate.
 //
-//go:embed inference.binpb
-var inferencePB []byte
+//go:embed apis.binpb
+var apisPB []byte
 
-// inferenceSet is parsed once, and never changed.
-var inferenceSet = sync.OnceValues(func() (*descriptorpb.FileDescriptorSet, error) {
+// apis is parsed once, and never changed.
+var apis = sync.OnceValues(func() (*descriptorpb.FileDescriptorSet, error) {
 	set := new(descriptorpb.FileDescriptorSet)
-	return set, proto.Unmarshal(inferencePB, set)
+	if err := proto.Unmarshal(apisPB, set); err != nil {
+		return nil, fmt.Errorf("dialect: embedded descriptors: %w", err)
+	}
+	return set, nil
 })
 
 // openInferenceKinds says what the methods of inference.GRPCInferenceService
@@ -133,9 +144,9 @@ func threeParameterKinds(f *descriptorpb.FileDescriptorProto) {
 }
 
 func openInference(name string, o Options, change func(*descriptorpb.FileDescriptorProto), adjust func(*Method)) (*Dialect, error) {
-	set, err := inferenceSet()
+	set, err := apis()
 	if err != nil {
-		return nil, fmt.Errorf("dialect: embedded descriptors: %w", err)
+		return nil, err
 	}
 	set = proto.CloneOf(set)
 	for _, f := range set.File {
@@ -143,7 +154,7 @@ func openInference(name string, o Options, change func(*descriptorpb.FileDescrip
 			change(f)
 		}
 	}
-	d := &Dialect{Name: name, Methods: make(map[string]*Method), tensors: merged(languageTensors, o.Tensors)}
+	d := newDialect(name, o, languageTensors)
 	err = d.add(set, o, func(sd protoreflect.ServiceDescriptor, md protoreflect.MethodDescriptor) (Kind, bool) {
 		return openInferenceKinds[string(md.Name())], sd.FullName() == "inference.GRPCInferenceService"
 	})
@@ -163,7 +174,7 @@ func openInference(name string, o Options, change func(*descriptorpb.FileDescrip
 // inference; a call is one inference, and further messages extend it. Any other
 // method is management.
 func Fields(set *descriptorpb.FileDescriptorSet, o Options) (*Dialect, error) {
-	d := &Dialect{Name: "fields", Methods: make(map[string]*Method), tensors: merged(nil, o.Tensors)}
+	d := newDialect("fields", o, nil)
 	err := d.add(set, o, func(_ protoreflect.ServiceDescriptor, md protoreflect.MethodDescriptor) (Kind, bool) {
 		seen := make(map[protoreflect.FullName]bool)
 		in := speaks(md.Input(), o.Fields, seen)
@@ -202,6 +213,10 @@ func speaks(md protoreflect.MessageDescriptor, overlay map[protoreflect.FullName
 	return found
 }
 
+func newDialect(name string, o Options, tensors map[string]fields.Role) *Dialect {
+	return &Dialect{Name: name, Methods: make(map[string]*Method), tensors: merged(tensors, o.Tensors), texts: textTensors(o.Tensors), model: o.Model}
+}
+
 // add compiles the methods of a descriptor set that want says are wanted.
 func (d *Dialect) add(set *descriptorpb.FileDescriptorSet, o Options,
 	want func(protoreflect.ServiceDescriptor, protoreflect.MethodDescriptor) (Kind, bool),
@@ -210,10 +225,17 @@ func (d *Dialect) add(set *descriptorpb.FileDescriptorSet, o Options,
 	if err != nil {
 		return fmt.Errorf("descriptor set: %w", err)
 	}
-	request := fields.Options{Overlay: o.Fields, Text: fields.Prompt, Strict: !o.Lenient, MaxFields: o.MaxFields}
+	overlay := maps.Clone(o.Fields)
+	for _, name := range o.Allow {
+		if overlay == nil {
+			overlay = make(map[protoreflect.FullName]fields.Role)
+		}
+		overlay[name] = fields.None
+	}
+	request := fields.Options{Overlay: overlay, Text: fields.Prompt, Bytes: d.texts, Strict: !o.Lenient, MaxFields: o.MaxFields}
 	// Of a response nobody reads what names things: there are many, and each chunk has them again.
-	response := fields.Options{Overlay: o.Fields, Text: fields.Output, MaxFields: o.MaxFields,
-		Omit: []fields.Role{fields.Identifier, fields.Model, fields.ModelVersion}}
+	response := fields.Options{Overlay: o.Fields, Text: fields.Output, Bytes: d.texts, MaxFields: o.MaxFields,
+		Omit: []fields.Role{fields.Identifier, fields.Model, fields.ModelVersion, fields.Forbidden}}
 	known := make(map[protoreflect.FullName]bool)
 	files.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for s := range f.Services().Len() {
@@ -251,7 +273,7 @@ func (d *Dialect) add(set *descriptorpb.FileDescriptorSet, o Options,
 	if err != nil {
 		return err
 	}
-	for name := range o.Fields {
+	for name := range overlay {
 		if !known[name] {
 			return fmt.Errorf("field %s: no method uses a message with that field; its name is \"package.Message.field\"", name)
 		}
@@ -273,6 +295,17 @@ func names(md protoreflect.MessageDescriptor, known map[protoreflect.FullName]bo
 			names(fd.Message(), known)
 		}
 	}
+}
+
+// textTensors are the names of the tensors that have the role of a text.
+func textTensors(tensors map[string]fields.Role) map[string]bool {
+	out := make(map[string]bool)
+	for name, r := range tensors {
+		if fields.IsText(r) {
+			out[name] = true
+		}
+	}
+	return out
 }
 
 func merged(a, b map[string]fields.Role) map[string]fields.Role {

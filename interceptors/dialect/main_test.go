@@ -19,7 +19,14 @@ const (
 )
 
 // servers are the dialects that speak the Open Inference Protocol.
-var servers = map[string]func(Options) (*Dialect, error){"triton": Triton, "mlserver": MLServer, "kserve": KServe}
+var servers = map[string]func(Options) (*Dialect, error){
+	"triton": Triton, "mlserver": MLServer, "kserve": KServe, "tgis": TGIS, "vllm": VLLM,
+}
+
+// openInferenceServers are those of them that speak the Open Inference Protocol.
+var openInferenceServers = map[string]func(Options) (*Dialect, error){
+	"triton": Triton, "mlserver": MLServer, "kserve": KServe,
+}
 
 func method(t testing.TB, dialect, name string, o Options) *Method {
 	t.Helper()

@@ -10,7 +10,7 @@ import (
 )
 
 func TestWhatIsNotKnownToBeHarmlessIsManagement(t *testing.T) {
-	for name, open := range servers {
+	for name, open := range openInferenceServers {
 		d, err := open(Options{})
 		if err != nil {
 			t.Fatal(err)
@@ -68,7 +68,7 @@ func TestParameterKindsThatAServerDoesNotKnowAreRefused(t *testing.T) {
 		{"double", doubleParam(1), "triton"}, {"uint64", uintParam(1), "triton"},
 	} {
 		b := marshal(t, &inference.ModelInferRequest{ModelName: "m", Parameters: params{"p": c.param}})
-		for server := range servers {
+		for server := range openInferenceServers {
 			_, err := scan(t, method(t, server, unary, Options{}).Request, b)
 			if ok := c.only == "" || c.only == server; (err == nil) != ok {
 				t.Errorf("%s parameter to %s: %v", c.name, server, err)
@@ -104,7 +104,7 @@ func TestTheModelToLoadIsReadAsTheServerReadsIt(t *testing.T) {
 }
 
 func TestADialectChangesNothingThatAnotherShares(t *testing.T) {
-	before, err := inferenceSet()
+	before, err := apis()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestADialectChangesNothingThatAnotherShares(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after, _ := inferenceSet(); !proto.Equal(after, want) {
+	if after, _ := apis(); !proto.Equal(after, want) {
 		t.Error("the embedded descriptors were changed")
 	}
 }

@@ -2,6 +2,7 @@ package dialect
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"math"
 	"strconv"
@@ -28,7 +29,10 @@ const (
 // *fields.Error: the message asks for what cannot be granted. The names in
 // Request are filled in all the same.
 func (m *Method) ReadRequest(msg *fields.Message) (Request, error) {
-	r := Request{ModelField: -1, IDField: -1, finalField: -1}
+	r := Request{ModelField: -1, IDField: -1, PromptIDs: -1, finalField: -1}
+	if !m.NamesModel {
+		r.Model = m.dialect.model
+	}
 	err := m.readTensors(msg, &r)
 	for n := range msg.Fields {
 		f := &msg.Fields[n]
@@ -58,13 +62,33 @@ func (m *Method) ReadRequest(msg *fields.Message) (Request, error) {
 			if err == nil {
 				err = r.parameter(msg, f, n)
 			}
+		case fields.Choices:
+			if v, _ := msg.Int(f); v < 0 || v > maxChoices {
+				err = cmp.Or[error](err, &fields.Error{Kind: fields.Malformed, Path: msg.Path(f), What: "the number of answers must be from 1 to 4096"})
+			} else {
+				r.choices = max(r.choices, v)
+			}
+		case fields.Batch:
+			r.prompts++
+		case fields.PromptIDs:
+			r.PromptIDs = n
+		case fields.Forbidden:
+			if err == nil {
+				err = &fields.Error{Kind: fields.Uninspectable, Path: msg.Path(f), What: "callers may not set this field: it has the model server reach for what cannot be seen here"}
+			}
 		}
 	}
-	if r.choices > 1 {
-		r.MaxTokens = min(r.MaxTokens, math.MaxInt32) * min(r.choices, math.MaxInt32)
+	for _, times := range []int64{r.choices, r.prompts} {
+		if times > 1 {
+			r.MaxTokens = min(r.MaxTokens, math.MaxInt32) * min(times, math.MaxInt32)
+		}
 	}
 	return r, err
 }
+
+// maxChoices bounds the answers that one prompt may ask for. Chosen: far above
+// what people compare.
+const maxChoices = 4096
 
 // several refuses a message that names more than one model: only one would be
 // judged.
@@ -165,6 +189,14 @@ func (m *Method) readTensors(msg *fields.Message, r *Request) error {
 	}
 	for n := range msg.Tensors {
 		t := &msg.Tensors[n]
+		if m.dialect.texts[string(msg.Name(t))] && !t.SharedMemory {
+			switch string(msg.Datatype(t)) {
+			case "BYTES", "UINT8", "INT8":
+			default:
+				return &fields.Error{Kind: fields.Uninspectable, Path: "inputs." + string(msg.Name(t)),
+					What: "the tensor is text, which cannot be read from numbers of this type; send BYTES, UINT8 or INT8"}
+			}
+		}
 		if m.dialect.tensors[string(msg.Name(t))] == fields.MaxTokens {
 			if err := r.limitTensor(msg, t); err != nil {
 				return err
@@ -223,7 +255,7 @@ func (r *Request) sampling(path string, text []byte) error {
 	}
 	if raw, ok := p[choices]; ok && string(raw) != "null" {
 		v, err := strconv.ParseInt(string(raw), 10, 32)
-		if err != nil || v < 1 || v > 4096 {
+		if err != nil || v < 1 || v > maxChoices {
 			return &fields.Error{Kind: fields.Malformed, Path: path, What: "n must be an integer from 1 to 4096"}
 		}
 		r.choices = max(r.choices, v)
@@ -289,11 +321,17 @@ func (m *Method) ReadResponse(msg *fields.Message) Response {
 				r.Final = true
 			}
 		case fields.InputTokens:
-			r.InputTokens = count(msg, f)
+			r.InputTokens = m.together(r.InputTokens, count(msg, f))
 		case fields.OutputTokens:
 			r.OutputTokens += count(msg, f)
 		case fields.OutputTokensTotal:
-			r.OutputTotal = max(r.OutputTotal, count(msg, f))
+			r.OutputTotal = m.together(r.OutputTotal, count(msg, f))
+		case fields.OutputIDs:
+			r.IDs += count(msg, f)
+		case fields.OutputIDsTotal:
+			r.IDsTotal += count(msg, f)
+		case fields.Choice:
+			r.Choice = min(count(msg, f), maxChoices-1)
 		case fields.Output:
 			r.Empty = false
 			if f.Tensor >= 0 {
@@ -349,6 +387,15 @@ func (m *Method) ReadResponse(msg *fields.Message) Response {
 		r.Final = false // the call is the inference: it ends with the stream
 	}
 	return r
+}
+
+// together is what two counts of a message say: of several answers, or the same
+// thing twice.
+func (m *Method) together(a, b int64) int64 {
+	if m.batched {
+		return a + b
+	}
+	return max(a, b)
 }
 
 // ReadNext is ReadResponse for messages that are read with ScanNext, one after the

@@ -19,14 +19,21 @@ import (
 // Set replaces a field's value. For a string or bytes field v is the value
 // (in a string, what is not UTF-8 becomes U+FFFD), for a number its decimal
 // form, for a bool "true" or "false". It panics if v is not a value of the
-// field's type. Set copies v.
+// field's type, and for a field that is [Message.Fixed]. A text that is [Message.Sized]
+// keeps its length: spaces fill it up, and what is longer is cut off. Set copies v.
 func (m *Message) Set(f *Field, v []byte) {
+	if f.set < 0 {
+		panic("fields: Set of a text that token ids stand for")
+	}
 	var value []byte
 	if m.IsString(f) {
 		if f.f.utf8 && !utf8.Valid(v) {
 			value = bytes.ToValidUTF8(v, []byte("\uFFFD"))
 		} else {
 			value = append(make([]byte, 0, len(v)), v...)
+		}
+		if f.sized {
+			value = fitted(value, len(m.Bytes(f)))
 		}
 	} else {
 		x, err := parseNumber(f.f.kind, string(v))
@@ -71,6 +78,9 @@ func parseNumber(k protoreflect.Kind, s string) (uint64, error) {
 // which it is one field among others. The shape of a tensor whose element is
 // taken out is not corrected.
 func (m *Message) Delete(f *Field) {
+	if f.set < 0 {
+		panic("fields: Delete of a text that token ids stand for")
+	}
 	f.Shadowed, f.gone = true, true
 	if e := m.entryOf(f); e >= 0 && (e == f.node || f.f.oneof) {
 		m.nodes[e].dead, m.killed = true, true
@@ -179,6 +189,8 @@ func (m *Message) plan() {
 		f := &m.Fields[i]
 		switch {
 		case m.nodes[f.node].dead:
+		case f.f.use == useBytes:
+			m.spliceRuns(f)
 		case f.gone, f.Shadowed && f.f.use != useRaw:
 			m.splices = append(m.splices, splice{start: int(f.pos), end: f.value.end(), at: f.node})
 		case f.set > 0:
@@ -358,6 +370,13 @@ func (m *Message) apply(root protoreflect.Message, f *Field) {
 			return
 		}
 		entries.Set(key, m.protoValue(f))
+	case f.f.use == useBytes:
+		in := m.locate(root, f.node)
+		l := in.Mutable(own(in, f.f)).List()
+		l.Truncate(0)
+		for _, v := range m.numbersOf(f) {
+			l.Append(valueOf(f.f.desc.Kind(), uint64(v)))
+		}
 	case f.f.list:
 		in := m.locate(root, f.node)
 		l := in.Mutable(own(in, f.f)).List()

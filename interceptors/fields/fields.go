@@ -37,13 +37,21 @@ const (
 	Opaque            = fieldsv1.Role_ROLE_OPAQUE
 	ListedModel       = fieldsv1.Role_ROLE_LISTED_MODEL
 	ListedVersion     = fieldsv1.Role_ROLE_LISTED_VERSION
+	PromptIDs         = fieldsv1.Role_ROLE_PROMPT_IDS
+	OutputIDs         = fieldsv1.Role_ROLE_OUTPUT_IDS
+	OutputIDsTotal    = fieldsv1.Role_ROLE_OUTPUT_IDS_TOTAL
+	OutputCopy        = fieldsv1.Role_ROLE_OUTPUT_COPY
+	Choices           = fieldsv1.Role_ROLE_CHOICES
+	Choice            = fieldsv1.Role_ROLE_CHOICE
+	Batch             = fieldsv1.Role_ROLE_BATCH
+	Forbidden         = fieldsv1.Role_ROLE_FORBIDDEN
 )
 
 // IsText reports whether inspection reads fields of this role as text that a
 // model reads or wrote.
 func IsText(r Role) bool {
 	switch r {
-	case Prompt, Output, Parameter, ErrorText:
+	case Prompt, Output, OutputCopy, Parameter, ErrorText:
 		return true
 	}
 	return false

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // inferenceFiles are the descriptors of the Open Inference Protocol.
 var inferenceFiles = sync.OnceValue(func() *protoregistry.Files {
-	b, err := os.ReadFile("../dialect/inference.binpb")
+	b, err := os.ReadFile("../dialect/apis.binpb")
 	if err != nil {
 		panic(err)
 	}

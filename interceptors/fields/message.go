@@ -27,6 +27,8 @@ type Message struct {
 	Fields []Field
 	// Tensors are the tensors, in order.
 	Tensors []Tensor
+	// Choice is which of the answers that a caller asked for a response is of.
+	Choice int64
 	// Unknown counts fields that the descriptor does not have, or has with
 	// another wire type, and that were let pass.
 	Unknown int
@@ -52,6 +54,7 @@ type Message struct {
 
 	edited   bool
 	values   [][]byte // that were set
+	meant    [][]byte // texts that ids stand for
 	appended []byte
 	clone    proto.Message
 	splices  []splice
@@ -73,12 +76,13 @@ type Field struct {
 
 	gone  bool // deleted
 	bare  bool // raw data without a length prefix
+	sized bool // the text is a whole tensor, whose shape says how long it is
 	node  int32
 	f     *field
 	pos   int32  // where its tag or length prefix starts; its rank if walked
-	set   int32  // index of what was set in values, + 1; 0 if nothing was
+	set   int32  // index of what was set in values, + 1; 0 if nothing was; below 0 a text in meant
 	value span   // of text, as it came
-	num   uint64 // of a number: an integer sign-extended, a float's bits
+	num   uint64 // of a number: an integer sign-extended, a float's bits; of useBytes: its first run, and how many << 32
 }
 
 // span is a piece of the message. In a walked message off is the index in the
@@ -166,6 +170,7 @@ type run struct {
 	f      *field
 	node   int32
 	tensor int32
+	pos    int32 // where its tag starts; its rank if walked
 	packed bool
 	value  span
 }
@@ -202,11 +207,11 @@ func (m *Message) clear() {
 	clear(m.keys)
 	clear(m.splices)
 	clear(m.values)
-	m.Fields, m.Tensors, m.Unknown = m.Fields[:0], m.Tensors[:0], 0
+	m.Fields, m.Tensors, m.Unknown, m.Choice = m.Fields[:0], m.Tensors[:0], 0, 0
 	m.nodes, m.slots, m.raws, m.runs = m.nodes[:0], m.slots[:0], m.raws[:0], m.runs[:0]
 	m.entries, m.keys, m.splices = m.entries[:0], m.keys[:0], m.splices[:0]
 	m.starts, m.msgs = m.starts[:0], m.msgs[:0]
-	m.values = m.values[:0]
+	m.values, m.meant = m.values[:0], nil
 	m.prog, m.raw, m.typed, m.size = nil, nil, nil, 0
 	m.killed, m.edited, m.appended, m.clone = false, false, nil, nil
 }
@@ -227,8 +232,11 @@ func (m *Message) Bytes(f *Field) []byte {
 	if !m.IsString(f) {
 		return nil
 	}
-	if f.set > 0 {
+	switch {
+	case f.set > 0:
 		return m.values[f.set-1]
+	case f.set < 0:
+		return m.meant[-f.set-1]
 	}
 	return m.bytes(&f.value)
 }
@@ -294,8 +302,12 @@ func (m *Message) IsString(f *Field) bool {
 
 // IsElement reports whether the field is an element of its tensor.
 func (m *Message) IsElement(f *Field) bool {
-	return f.Tensor >= 0 && (f.f.use == useElement || f.f.use == useRaw)
+	return f.Tensor >= 0 && (f.f.use == useElement || f.f.use == useRaw || f.f.use == useBytes)
 }
+
+// Sized reports whether the field is all of a tensor of bytes. Its length is that
+// of the shape, and stays: see [Message.Set].
+func (m *Message) Sized(f *Field) bool { return f.sized }
 
 // Int is the value of an integer, enum or bool field, and whether it has one.
 // A number above the largest int64 is the largest int64.
@@ -489,6 +501,50 @@ func (m *Message) Ints(dst []int64, t *Tensor, max int) []int64 {
 			v, _ = normal(r.f.kind, v)
 			dst = append(dst, saturate(r.f.kind, v))
 		}
+	}
+	return dst
+}
+
+// Mean adds to Fields the text that the token ids of the i-th field stand for, with
+// the role r. It is at the path of the ids, can be read as any other and cannot be
+// changed. Mean keeps text, and moves Fields.
+func (m *Message) Mean(i int, r Role, text []byte) {
+	m.meant = append(m.meant, text)
+	f := m.Fields[i]
+	f.Role, f.f, f.set = r, f.f.text, -int32(len(m.meant))
+	m.Fields = append(m.Fields, f)
+}
+
+// Fixed reports whether the field is a text that token ids stand for, which
+// cannot be changed.
+func (m *Message) Fixed(f *Field) bool { return f.set < 0 }
+
+// Sibling is the text in the same message as the i-th field; -1 if there is none.
+func (m *Message) Sibling(i int) int {
+	return slices.IndexFunc(m.Fields, func(f Field) bool {
+		return f.node == m.Fields[i].node && f.set >= 0 && !f.Shadowed && IsText(f.Role) && m.IsString(&f)
+	})
+}
+
+// IDs appends the token ids of a field with [PromptIDs], [OutputIDs] or
+// [OutputIDsTotal] to dst. A field that serialisers write unpacked has one id for
+// each occurrence; [Message.Int] says how many there are.
+func (m *Message) IDs(dst []int64, f *Field) []int64 {
+	if f.f.use != useIDs {
+		return dst
+	}
+	if m.typed != nil {
+		msg := m.msgs[f.node]
+		for l, i := msg.Get(own(msg, f.f)).List(), 0; i < l.Len(); i++ {
+			dst = append(dst, saturate(f.f.kind, numberOf(f.f.kind, l.Get(i))))
+		}
+		return dst
+	}
+	c := m.seek(int(f.value.off))
+	for range f.num {
+		v, _, _ := c.number(f.f)
+		v, _ = normal(f.f.kind, v)
+		dst = append(dst, saturate(f.f.kind, v))
 	}
 	return dst
 }

@@ -35,6 +35,9 @@ type Options struct {
 	// all others are, but are not among Message.Fields. A tensor's name names it
 	// all the same. Elements of tensors are never left out.
 	Omit []Role
+	// Bytes are names of tensors whose UINT8 or INT8 elements are the bytes of a
+	// text: one field, with the role Text. Other numbers are never text.
+	Bytes map[string]bool
 	// Strict refuses what decoders are known to read differently, and tensors
 	// whose data do not fit their shape. It is for requests.
 	Strict bool
@@ -107,6 +110,8 @@ const (
 	useRaw          // elements of a tensor, known when the message has been read
 	useElement      // report it as an element of the tensor
 	useNumbers      // count it as elements of the tensor
+	useIDs          // report it once, with how many numbers there are
+	useBytes        // the text that useNumbers are, where they are bytes of one
 )
 
 // form is how a field lies on the wire.
@@ -137,6 +142,7 @@ type field struct {
 	use    use
 	form   form
 	sub    *table // of a message; of a map, its entry
+	text   *field // of token ids: the text that they stand for; of numbers: the text whose bytes they may be
 }
 
 // RoleOf is the role of a field: the overlay's, else that of the option in its
@@ -323,6 +329,9 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 		case fieldsv1.Role_ROLE_TENSOR_CONTENTS:
 			sub = contents
 		}
+		if given == Forbidden && !slices.Contains(c.opts.Omit, given) || given == Batch {
+			f.role = given // it is reported for being there
+		}
 		f.sub, err = c.message(fd.Message(), sub, inherit)
 		return f, err
 	}
@@ -350,6 +359,13 @@ func (c *compiler) field(fd protoreflect.FieldDescriptor, pl place, inherit Role
 		f.role, f.use = cmp.Or(given, c.opts.Text), useElement
 	case pl == contents && f.list:
 		f.role, f.use = None, useNumbers
+		if len(c.opts.Bytes) > 0 && (f.kind == protoreflect.Int32Kind || f.kind == protoreflect.Uint32Kind) {
+			f.text = &field{desc: fd, num: f.num, name: f.name, kind: protoreflect.BytesKind, list: true, slot: -1,
+				role: c.opts.Text, use: useBytes, form: formText}
+		}
+	case f.form == formNumbers && given != None:
+		f.use = useIDs
+		f.text = &field{desc: fd, num: f.num, name: f.name, kind: protoreflect.StringKind, slot: -1, use: useValue, form: formText}
 	case given != None:
 	case inherit != None && (text || !f.list):
 		f.role = inherit
@@ -421,7 +437,7 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 	switch r {
 	case None:
 		return ""
-	case Prompt, Output:
+	case Prompt, Output, OutputCopy:
 		return need(text, "a string or bytes field")
 	case Parameter:
 		return need(text || one && !message, "a string, bytes or map field, or a single number or bool")
@@ -434,7 +450,13 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 		return need(str && one, "a single string field")
 	case SequenceID:
 		return need(one && (str || integer), "a single string or integer field")
-	case MaxTokens, InputTokens, OutputTokens, OutputTokensTotal:
+	case PromptIDs, OutputIDs, OutputIDsTotal:
+		return need(!one && integer, "a repeated integer field")
+	case Batch:
+		return need(!one && message, "a repeated message field")
+	case Forbidden:
+		return need(one || message || text, "a message, string or bytes field, or a single number or bool")
+	case MaxTokens, InputTokens, OutputTokens, OutputTokensTotal, Choices, Choice:
 		return need(one && integer, "a single integer field")
 	case Final:
 		return need(one && kind == protoreflect.BoolKind, "a single bool field")

@@ -21,6 +21,9 @@ const (
 	Ambiguous
 	// TooLarge messages exceed [Options] MaxFields or MaxDepth.
 	TooLarge
+	// Uninspectable messages can be read, but not what the model server would make
+	// of them.
+	Uninspectable
 )
 
 func (k Kind) String() string {
@@ -31,6 +34,8 @@ func (k Kind) String() string {
 		return "ambiguous"
 	case TooLarge:
 		return "too large"
+	case Uninspectable:
+		return "uninspectable"
 	}
 	return fmt.Sprintf("Kind(%d)", uint8(k))
 }
@@ -289,7 +294,7 @@ func (s *scanner) message(t *table, at int32, end int) error {
 		case formMessage:
 			err = s.child(f, at, pos, end)
 		case formNumbers:
-			err = s.numbers(f, at, end, typ == protowire.BytesType)
+			err = s.numbers(f, at, pos, end, typ == protowire.BytesType)
 		default:
 			err = s.single(f, at, pos)
 		}
@@ -429,6 +434,13 @@ func (s *scanner) child(f *field, at int32, pos, end int) error {
 	if i >= 0 && same < 0 {
 		m.slots[i] = slot{int32(f.num), -ni - 1}
 	}
+	if f.role != None {
+		x, err := m.add(f, at)
+		if err != nil {
+			return err
+		}
+		x.pos = int32(pos)
+	}
 	if err := m.enter(f, ni); err != nil {
 		return err
 	}
@@ -525,7 +537,7 @@ func (s *scanner) single(f *field, at int32, pos int) error {
 }
 
 // numbers reads one or a packed run of repeated numbers.
-func (s *scanner) numbers(f *field, at int32, end int, packed bool) error {
+func (s *scanner) numbers(f *field, at int32, pos, end int, packed bool) error {
 	m := s.m
 	start := s.c.pos
 	stop := -1
@@ -570,13 +582,21 @@ func (s *scanner) numbers(f *field, at int32, end int, packed bool) error {
 			return s.fail(Malformed, truncated)
 		}
 	}
-	if f.use == useNumbers {
+	switch f.use {
+	case useIDs:
+		x, err := m.add(f, at)
+		if err != nil {
+			return err
+		}
+		x.pos, x.num, x.value = int32(pos), uint64(count), span{off: int32(start), n: int32(s.c.pos - start)}
+	case useNumbers:
 		t := m.nodes[at].tensor
 		m.Tensors[t].count += count
 		if err := m.spend(at, f); err != nil {
 			return err
 		}
-		m.runs = append(m.runs, run{f: f, node: at, tensor: t, packed: packed, value: span{off: int32(start), n: int32(s.c.pos - start)}})
+		m.runs = append(m.runs, run{f: f, node: at, tensor: t, pos: int32(pos), packed: packed,
+			value: span{off: int32(start), n: int32(s.c.pos - start)}})
 	}
 	return nil
 }

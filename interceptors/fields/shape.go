@@ -297,7 +297,8 @@ func (s *shape) move(m *Message) {
 		r.pos, r.size = s.moved(like.pos), s.moved(like.size)
 	}
 	for i := range m.runs {
-		m.runs[i].value.off = s.moved(s.like.runs[i].value.off)
+		r, like := &m.runs[i], &s.like.runs[i]
+		r.pos, r.value.off = s.moved(like.pos), s.moved(like.value.off)
 	}
 }
 
@@ -328,6 +329,11 @@ func (s *shape) learn(m *Message) {
 	s.prog = nil
 	if len(m.raw) != 1 || m.size > maxShape || m.killed {
 		return
+	}
+	for i := range m.Fields {
+		if m.Fields[i].sized { // numbers that are text: read each time
+			return
+		}
 	}
 	s.gaps = s.gaps[:0]
 	b := m.raw[0].ReadOnlyData()
@@ -366,7 +372,7 @@ func (s *shape) learn(m *Message) {
 }
 
 // said reports whether a field of the role is a prompt or an output.
-func said(r Role) bool { return r == Prompt || r == Output }
+func said(r Role) bool { return r == Prompt || r == Output || r == OutputCopy }
 
 // nest finds the last gap in each message. A message in which nothing can
 // change its length is no gap.
@@ -408,6 +414,8 @@ func (s *shape) learnNode(m *Message, b []byte, i int32) bool {
 func (s *shape) learnField(m *Message, b []byte, i int32) bool {
 	f := &m.Fields[i]
 	switch {
+	case f.f.use == useIDs || f.f.form == formMessage:
+		return false
 	case f.f.use == useRaw:
 		return true // with its raw entry
 	case f.f.use != useValue && f.f.use != useElement, f.pos == f.value.off:

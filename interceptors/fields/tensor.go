@@ -37,7 +37,12 @@ func (m *Message) finish() error {
 			}
 		}
 	}
-	ordered := true
+	ordered := len(m.prog.opts.Bytes) == 0
+	if !ordered {
+		if err := m.typedBytes(); err != nil {
+			return err
+		}
+	}
 	for i := range m.raws {
 		if n := len(m.Fields); n > 0 && m.Fields[n-1].pos > m.raws[i].pos {
 			ordered = false
@@ -130,9 +135,12 @@ func (m *Message) fits(t *Tensor, dt dtype) bool {
 // known to be numbers is text, so that none can hide.
 func (m *Message) elements(r *rawEntry) error {
 	strict := m.prog.opts.Strict
+	sized := false
 	if r.tensor >= 0 {
-		if datatype(m.Datatype(&m.Tensors[r.tensor])).size > 0 {
-			return nil
+		if t := &m.Tensors[r.tensor]; datatype(m.Datatype(t)).size > 0 {
+			if sized = m.isText(t); !sized {
+				return nil
+			}
 		}
 	} else if strict {
 		return m.fail(Ambiguous, r.node, r.f, "more raw entries than tensors that take one")
@@ -155,7 +163,7 @@ func (m *Message) elements(r *rawEntry) error {
 		// depends on the server which of the two is read.
 		bare, shadowed = !wellFormed(c, end), !m.hasTyped(m.nodes[r.node].inst)
 	} else {
-		bare = datatype(m.Datatype(&m.Tensors[r.tensor])).size < 0
+		bare = sized || datatype(m.Datatype(&m.Tensors[r.tensor])).size < 0
 	}
 	for !bare && c.pos < end {
 		next := c
@@ -173,10 +181,10 @@ func (m *Message) elements(r *rawEntry) error {
 		x.Shadowed = shadowed
 		count++
 	}
-	if strict && c.pos < end {
+	if strict && !sized && c.pos < end {
 		return m.fail(Malformed, r.node, r.f, "the length of an element goes past the end of its raw entry")
 	}
-	if strict && count != m.Tensors[r.tensor].Elements {
+	if strict && !sized && count != m.Tensors[r.tensor].Elements {
 		return m.fail(Malformed, m.Tensors[r.tensor].node, nil, "the number of elements is not that of the shape")
 	}
 	if c.pos < end {
@@ -187,7 +195,7 @@ func (m *Message) elements(r *rawEntry) error {
 		if err != nil {
 			return err
 		}
-		x.bare, x.Shadowed = true, shadowed || !bare
+		x.bare, x.sized, x.Shadowed = true, sized, shadowed || !bare
 	}
 	return nil
 }

@@ -96,13 +96,22 @@ func (w *walker) field(f *field, at int32, v protoreflect.Value) error {
 		return w.scalar(f, at, v, 0)
 	case f.use == useNone:
 		return nil
+	case f.use == useIDs:
+		w.pos++
+		x, err := m.add(f, at)
+		if err != nil {
+			return err
+		}
+		x.pos, x.num = w.pos, uint64(v.List().Len())
+		return nil
 	case f.use == useNumbers:
 		t := m.nodes[at].tensor
 		m.Tensors[t].count += int64(v.List().Len())
 		if err := m.spend(at, f); err != nil {
 			return err
 		}
-		m.runs = append(m.runs, run{f: f, node: at, tensor: t, value: span{n: int32(v.List().Len())}})
+		w.pos++
+		m.runs = append(m.runs, run{f: f, node: at, tensor: t, pos: w.pos, value: span{n: int32(v.List().Len())}})
 		return nil
 	case f.use == useShape:
 		l, t := v.List(), &m.Tensors[m.nodes[at].tensor]
@@ -126,6 +135,14 @@ func (w *walker) child(f *field, at int32, msg protoreflect.Message, i int) erro
 	n, err := w.node(f, at, i)
 	if err != nil {
 		return err
+	}
+	if f.role != None {
+		w.pos++
+		x, err := m.add(f, at)
+		if err != nil {
+			return err
+		}
+		x.pos = w.pos
 	}
 	if err := m.enter(f, n); err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/internal/principals"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/credentials"
@@ -66,12 +67,12 @@ func ClientCredentials(source *Source, expected spiffeid.Matcher, refused Refuse
 // Matcher matches the SPIFFE IDs that a pattern stands for, as in the principals
 // of a rule.
 func Matcher(text string) (spiffeid.Matcher, error) {
-	p, err := parsePattern(text)
+	p, err := principals.ParsePattern(text)
 	if err != nil {
 		return nil, err
 	}
 	return func(id spiffeid.ID) error {
-		if !p.match(id) {
+		if !p.Match(id) {
 			return fmt.Errorf("%q is not expected here, only %s", id, text)
 		}
 		return nil

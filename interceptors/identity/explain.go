@@ -64,14 +64,14 @@ func (p *Policy) Explain(q Question) Explanation {
 		CallInfo: interceptors.CallInfo{Peer: interceptors.Peer{ID: q.Principal}, Metadata: q.Metadata},
 		Method:   q.Method, Principal: g.principal, ID: q.Principal, Tenant: g.tenant,
 	}
-	begin := environment{call: call, via: viaMTLS, peer: q.Principal, now: q.Time}
+	begin := environment{Call: call, Via: viaMTLS, Peer: q.Principal, Now: q.Time}
 	if q.Principal.IsZero() {
-		begin.via = anonymous
+		begin.Via = anonymous
 	}
 	asked := begin
-	asked.inference = &interceptors.Inference{Call: call, Model: q.Model, Version: q.Version}
-	asked.parameters = make(parameters, len(q.Parameters)) // not nil: there are no others
-	maps.Copy(asked.parameters, q.Parameters)
+	asked.Inference = &interceptors.Inference{Call: call, Model: q.Model, Version: q.Version}
+	asked.Parameters = make(parameters, len(q.Parameters)) // not nil: there are no others
+	maps.Copy(asked.Parameters, q.Parameters)
 
 	switch {
 	case q.Principal.IsZero() && !p.callers.insecure:
@@ -115,14 +115,14 @@ func (x *Explanation) deny(reason interceptors.Reason, why string) {
 // explain says whether the rule matches, and why not.
 func (r *rule) explain(g *grant, e *environment) RuleExplanation {
 	x := RuleExplanation{Index: r.index, Name: r.name, Deny: r.deny}
-	model, version := e.inference.Model, e.inference.Version
+	model, version := e.Inference.Model, e.Inference.Version
 	said := r.concerns(g.id, g.method)
 	if said == matches {
 		said = r.covers(g.method, model, version)
 	}
 	var reason error
 	if said == matches && r.when != nil {
-		said, reason = r.when.decide(g, e)
+		said, reason = g.holds(r.when, e)
 	}
 	x.Matches = said == matches
 	switch said {

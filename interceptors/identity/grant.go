@@ -2,11 +2,9 @@ package identity
 
 import (
 	"strings"
-	"time"
 
-	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
-	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/internal/expression"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -14,25 +12,6 @@ import (
 // with some ten methods each, in about 1 MiB. Beyond it a grant is made again,
 // which costs a walk over the rules.
 const maxGrants = 4096
-
-// environment is what conditions can ask about a call or an inference, beside
-// what the grant knows. It is not kept.
-type environment struct {
-	call *interceptors.Call
-	// via is how the caller proved its identity: "mtls", "jwt", "forwarded" or "anonymous".
-	via string
-	// peer is the identity of the connection's other end; zero if it has none.
-	peer spiffeid.ID
-	// inference and message are nil as long as a call has begun no inference. The
-	// message is nil too where an inference is judged again.
-	inference *interceptors.Inference
-	message   *fields.Message
-	// parameters are those of the message, where it is there no more; nil if
-	// nobody kept them.
-	parameters parameters
-	// now is the time; zero is the clock's.
-	now time.Time
-}
 
 // grantKey is a principal, zero for anonymous, and a method, nil for one that
 // nobody knows. Callers choose neither freely: identities are issued, and
@@ -56,7 +35,7 @@ type grant struct {
 	every []*rule
 	// asksParameters says that some rule has a condition about parameters.
 	asksParameters bool
-	values         *values // nil without conditions
+	caller         *expression.Caller // nil without conditions
 }
 
 // grant finds what the principal may do with the method, or makes it.
@@ -109,9 +88,9 @@ func (r *rules) newGrant(id spiffeid.ID, m *dialect.Method) *grant {
 			}
 		}
 		if rule.when != nil {
-			g.asksParameters = g.asksParameters || rule.when.parameters
-			if g.values == nil {
-				g.values = valuesOf(g)
+			g.asksParameters = g.asksParameters || rule.when.AsksParameters()
+			if g.caller == nil {
+				g.caller = expression.NewCaller(id, g.principal, g.tenant, m.Name)
 			}
 		}
 	}

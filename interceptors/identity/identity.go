@@ -17,6 +17,7 @@ import (
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
+	"github.com/sluicegate/sluice/interceptors/internal/expression"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -99,7 +100,7 @@ func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
 	}
 	who, g, err := p.allow(c)
 	if g != nil {
-		c.Principal, c.ID, c.Tenant = g.principal, g.id, g.tenant
+		c.Principal, c.ID, c.Tenant, c.Via = g.principal, g.id, g.tenant, who.via
 	}
 	if err != nil {
 		return nil, err
@@ -144,7 +145,7 @@ func (p *Policy) allow(c *interceptors.Call) (caller, *grant, error) {
 
 // mayCall refuses a method that no rule lets the caller use.
 func (who *caller) mayCall(c *interceptors.Call, g *grant) error {
-	e := environment{call: c, via: who.via, peer: c.Peer.ID}
+	e := environment{Call: c, Via: who.via, Peer: c.Peer.ID}
 	switch {
 	case g.call(&e):
 		return nil
@@ -200,7 +201,7 @@ func (p *callPart) Authorize(i *interceptors.Inference, m *fields.Message) error
 	if err != nil {
 		return err
 	}
-	e := environment{call: c, via: who.via, peer: c.Peer.ID, inference: i, message: m}
+	e := environment{Call: c, Via: who.via, Peer: c.Peer.ID, Inference: i, Message: m}
 	if !g.allows(i.Model, i.Version, &e) {
 		return interceptors.NoModel(policyName, i.Model)
 	}
@@ -218,7 +219,7 @@ func (p *callPart) Start(i *interceptors.Inference) (interceptors.InferencePolic
 		if err != nil {
 			return nil, err
 		}
-		return g.start(&environment{call: c, via: who.via, peer: c.Peer.ID, inference: i}), nil
+		return g.start(&environment{Call: c, Via: who.via, Peer: c.Peer.ID, Inference: i}), nil
 	case g.asksParameters:
 		return &asked{part: p, inference: i}, nil
 	}
@@ -242,7 +243,7 @@ func (a *asked) Request(m *fields.Message) error {
 			return err
 		}
 	}
-	kept := readParameters(a.inference, m)
+	kept := expression.ReadParameters(a.inference, m)
 	a.kept.Store(&kept)
 	return nil
 }

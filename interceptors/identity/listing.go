@@ -11,7 +11,7 @@ import (
 // start is the part that the rules take in an inference: nil but for methods
 // that list models.
 func (g *grant) start(e *environment) interceptors.InferencePolicy {
-	if l := g.rules.listing(g.id, e.inference, e); l != nil {
+	if l := g.rules.listing(g.id, e.Inference, e); l != nil {
 		return l
 	}
 	return nil
@@ -43,7 +43,7 @@ func (r *rules) listing(id spiffeid.ID, i *interceptors.Inference, e *environmen
 		l.grants = append(l.grants, g)
 	}
 	l.inference.Call, l.inference.Backend = i.Call, i.Backend
-	l.environment.inference, l.environment.message, l.environment.parameters = &l.inference, nil, nil
+	l.environment.Inference, l.environment.Message, l.environment.Parameters = &l.inference, nil, nil
 	return l
 }
 

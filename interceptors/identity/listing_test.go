@@ -168,7 +168,7 @@ func TestListsThatHideNothing(t *testing.T) {
 		p := newPolicy(t, secure(c.rules...))
 		call := callOf("spiffe://a/x", c.m)
 		i := &interceptors.Inference{Call: call, Backend: c.b, Model: "m"}
-		got := p.rules.grant(call.Peer.ID, c.m).start(&environment{call: call, inference: i})
+		got := p.rules.grant(call.Peer.ID, c.m).start(&environment{Call: call, Inference: i})
 		if (got != nil) != c.want {
 			t.Errorf("%s: %v", c.name, got)
 		}

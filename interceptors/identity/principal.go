@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
+	"github.com/sluicegate/sluice/interceptors/internal/principals"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -25,7 +26,7 @@ type callers struct {
 	audiences           []string // of tokens; nil: they count for nothing
 	tokens              *tokens
 	// Whose calls are made by whom a token names, and by whom the proxy says.
-	tokenProxies, proxies principals
+	tokenProxies, proxies principals.Set
 }
 
 // compileCallers reads the configuration. What could not have an effect is an error.
@@ -88,13 +89,10 @@ func compileCallers(c *configv1.Identity) (t callers, err error) {
 	return t, err
 }
 
-func parseProxies(field string, texts []string) (p principals, err error) {
-	for n, text := range texts {
-		pattern, err := parsePattern(text)
-		if err != nil {
-			return p, fmt.Errorf("identity.%s.proxies[%d]: %w", field, n, err)
-		}
-		p.patterns = append(p.patterns, pattern)
+func parseProxies(field string, texts []string) (principals.Set, error) {
+	p, err := principals.ParseIDs(texts)
+	if err != nil {
+		return p, fmt.Errorf("identity.%s.proxies%w", field, err)
 	}
 	return p, nil
 }
@@ -121,10 +119,10 @@ func (t *callers) identify(c *interceptors.Call) (caller, error) {
 		}
 	}
 	var token, forwarded []string
-	if len(t.tokenProxies.patterns) > 0 && t.tokenProxies.match(peer.ID) {
+	if t.tokenProxies.Match(peer.ID) {
 		token = c.Metadata[tokenHeader]
 	}
-	if len(t.proxies.patterns) > 0 && t.proxies.match(peer.ID) {
+	if t.proxies.Match(peer.ID) {
 		forwarded = c.Metadata[forwardedHeader]
 	}
 	switch {

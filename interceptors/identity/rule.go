@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/sluicegate/sluice/interceptors/dialect"
+	"github.com/sluicegate/sluice/interceptors/internal/expression"
+	"github.com/sluicegate/sluice/interceptors/internal/principals"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -25,13 +27,13 @@ type rules struct {
 type rule struct {
 	index      int
 	name       string
-	principals principals
+	principals principals.Set
 	methods    map[string]bool
 	kinds      map[dialect.Kind]bool
 	models     map[string]bool
 	anyModel   bool
-	versions   map[string]bool // none: every version
-	when       *condition      // nil: none
+	versions   map[string]bool       // none: every version
+	when       *expression.Condition // nil: none
 	deny       bool
 }
 
@@ -73,7 +75,7 @@ func compileRule(c *configv1.Rule, open bool) (r rule, err error) {
 		models:  make(map[string]bool),
 		deny:    c.GetDeny(),
 	}
-	if r.principals, err = parsePrincipals(c.GetPrincipals(), open); err != nil {
+	if r.principals, err = principals.Parse(c.GetPrincipals(), open); err != nil {
 		return r, err
 	}
 	if len(c.GetMethods()) == 0 {
@@ -118,7 +120,7 @@ func compileRule(c *configv1.Rule, open bool) (r rule, err error) {
 		r.versions[text] = true
 	}
 	if text := c.GetWhen(); text != "" {
-		if r.when, err = compileCondition(text); err != nil {
+		if r.when, err = expression.NewCondition(text); err != nil {
 			return r, fmt.Errorf("when: %w", err)
 		}
 	}
@@ -147,7 +149,7 @@ func (r *rule) concerns(id spiffeid.ID, m *dialect.Method) answer {
 	switch {
 	case !r.kinds[m.Kind] && !r.methods[m.Name]:
 		return otherMethod
-	case !r.principals.match(id):
+	case !r.principals.Match(id):
 		return otherPrincipal
 	}
 	return matches
@@ -230,6 +232,6 @@ func (r *rule) holds(g *grant, e *environment) answer {
 	if r.when == nil {
 		return matches
 	}
-	v, _ := r.when.decide(g, e)
+	v, _ := g.holds(r.when, e)
 	return v
 }

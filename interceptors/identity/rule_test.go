@@ -29,12 +29,12 @@ func decision(t testing.TB, p *Policy, id string, m *dialect.Method, model, vers
 	t.Helper()
 	call := callOf(id, m)
 	g := p.rules.grant(call.Peer.ID, m)
-	e := environment{call: call, via: viaMTLS, peer: call.Peer.ID}
+	e := environment{Call: call, Via: viaMTLS, Peer: call.Peer.ID}
 	said := interceptors.Reason("")
 	if !g.call(&e) {
 		said = interceptors.MethodDenied
 	}
-	e.inference, e.parameters = &interceptors.Inference{Call: call, Model: model, Version: version}, params
+	e.Inference, e.Parameters = &interceptors.Inference{Call: call, Model: model, Version: version}, params
 	allowed := g.allows(model, version, &e)
 	switch {
 	case said != "" && allowed:
@@ -229,7 +229,7 @@ func TestDefaultDenyWithConditions(t *testing.T) {
 			params := parameters{}
 			if r.IntN(3) > 0 {
 				tokens = int64(r.IntN(10))
-				params[maxTokensParameter] = tokens
+				params["max_tokens"] = tokens
 			}
 			want := reference(list, id, m, model, version, tokens)
 			if got := decision(t, p, id, m, model, version, params); (got == "") != want {

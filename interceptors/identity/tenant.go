@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sluicegate/sluice/interceptors/internal/principals"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -18,7 +19,7 @@ type tenants struct {
 }
 
 type tenantEntry struct {
-	principals principals
+	principals principals.Set
 	tenant     string
 }
 
@@ -27,7 +28,7 @@ func compileTenants(c *configv1.Identity, open bool) (t tenants, err error) {
 		return t, fmt.Errorf("identity.tenant: %w", err)
 	}
 	for n, entry := range c.GetTenants() {
-		p, err := parsePrincipals(entry.GetPrincipals(), open)
+		p, err := principals.Parse(entry.GetPrincipals(), open)
 		if err != nil {
 			return t, fmt.Errorf("identity.tenants[%d].%w", n, err)
 		}
@@ -42,7 +43,7 @@ func compileTenants(c *configv1.Identity, open bool) (t tenants, err error) {
 // tenant is the tenant of the principal, zero for anonymous.
 func (t *tenants) tenant(id spiffeid.ID) string {
 	for n := range t.list {
-		if t.list[n].principals.match(id) {
+		if t.list[n].principals.Match(id) {
 			return t.list[n].tenant
 		}
 	}

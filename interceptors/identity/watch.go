@@ -94,10 +94,10 @@ func (p *Policy) judge(c *interceptors.Call) {
 // Parameters that nobody kept, because no rule asked for them when it began,
 // decide nothing in its favour.
 func (p *Policy) keeps(who caller, g *grant, i *interceptors.Inference) bool {
-	e := environment{call: i.Call, via: who.via, peer: i.Call.Peer.ID, inference: i}
+	e := environment{Call: i.Call, Via: who.via, Peer: i.Call.Peer.ID, Inference: i}
 	if a, ok := i.Part(policyName).(*asked); ok {
 		if kept := a.kept.Load(); kept != nil {
-			e.parameters = *kept
+			e.Parameters = *kept
 		}
 	}
 	return g.allows(i.Model, i.Version, &e)

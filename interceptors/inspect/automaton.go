@@ -7,30 +7,56 @@ import "unicode/utf8"
 // number of other words between one and the next. The words are found by an
 // Aho-Corasick automaton whose transitions are a dense table; the sequences by
 // remembering, for each phrase and each of its steps, where the step was last
-// reached.
+// reached. All of it is laid out so that plain text touches little memory: what
+// a short text costs is what it has the processor fetch.
 type automaton struct {
 	symbols [256]byte // of a normalised byte; see the constants
 	ascii   [128]byte // the same for the raw byte, symDrop where nothing is left of it
 	word    [128]bool // of a raw byte: part of a word
-	stride  int
-	next    []uint16 // state*stride + symbol, states with words last
+	plain   []uint16  // state*plainSymbols + symbol: transitions, states with words last
+	other   []uint16  // state*others + symbol - plainSymbols
+	others  int
 	first   uint16   // the first state with words
-	words   [][]word // of state first+i
-	steps   int      // of all phrases
+	ends    []ending // of state first+i
+	reaches []reach
+	steps   int     // of all phrases
+	depth   []uint8 // of a state: symbols since the word began that it is in
+	within  []int32 // of a step: words after it within which the next one ends; 0 for a last one
 }
 
-// Symbols. Every other symbol stands for one byte value that occurs in a word.
+// ending is what happens when a state with words is entered.
+type ending struct {
+	from, count uint32 // of reaches
+	glued       int32  // how many of the words count by themselves
+}
+
+// reach is a step of a phrase that is reached with a word. Where the word begins
+// and ends is relative to the count of words when the state is entered.
+type reach struct {
+	at         uint16 // index of its position in matcher.reached
+	gap        int16  // words that may lie between the step before and this one; -1 for the first step
+	start, end int16
+	found      uint8 // the bit of the detector that fires when the step is reached; 64 for all but the last
+	size       uint8 // of the word, in symbols
+}
+
+// Symbols. Every other symbol stands for one byte value: the plain ones for the
+// letters of ASCII and the space, the rest for what else occurs in a word. The
+// plain transitions of a state are a line of the processor's cache.
 const (
-	symEdge  = 0 // between a word character and another one; no byte
-	symOther = 1 // a byte that is no part of a word and occurs in none
-	symWord  = 2 // a byte that is part of a word and occurs in none
-	symBytes = 3
-	symDrop  = 255 // no symbol: the byte is passed over
+	symEdge      = 0 // between a word character and another one; no byte
+	symOther     = 1 // a byte that is no part of a word and occurs in none
+	symWord      = 2 // a byte that is part of a word and occurs in none
+	symSpace     = 3
+	symLetters   = 4
+	plainSymbols = 32
+	symDrop      = 255 // no symbol: the byte is passed over
 )
 
-// word is a dictionary entry found when a state is entered.
+// word is a dictionary entry.
 type word struct {
 	length int32 // in words
+	size   uint8 // in symbols
 	inside bool  // found before the word's end: the count of words is one behind
 	glued  bool  // of a script without spaces: counts as a word by itself
 	steps  []step
@@ -47,9 +73,10 @@ type step struct {
 // with an automaton is ready; it is not safe for concurrent use.
 type matcher struct {
 	a       *automaton
-	found   uint64  // detectors that have fired since found was last cleared
-	reached []int32 // where each step was last reached, in words; 0 never
-	at      int32   // words so far
+	found   uint64   // detectors that have fired since found was last cleared
+	reached []int32  // where each step was last reached, in words
+	armed   []uint64 // a bit for each step: it was reached
+	at      int32    // words so far
 	state   uint16
 	space   bool // the last symbol was a space
 	inWord  bool
@@ -65,10 +92,12 @@ type matcher struct {
 	glue   uint16
 	gluing bool
 	fresh  bool // nothing came since the break
+
+	trail *trail // nil where nobody asks where a phrase began
 }
 
 func newMatcher(a *automaton) *matcher {
-	return &matcher{a: a, reached: make([]int32, a.steps), at: distant, space: true}
+	return &matcher{a: a, reached: make([]int32, a.steps), armed: make([]uint64, (a.steps+63)/64), space: true}
 }
 
 // distant is farther than any gap: what lies before it is out of reach.
@@ -76,11 +105,16 @@ const distant = 32*lettersPerWord + 64
 
 // reset forgets all text, cheaply.
 func (m *matcher) reset() {
-	if m.at > 1<<30 {
-		clear(m.reached)
-		m.at = 0
+	clear(m.armed)
+	*m = matcher{a: m.a, reached: m.reached, armed: m.armed, space: true}
+}
+
+// to is the state after another symbol.
+func (a *automaton) to(state uint16, s byte) uint16 {
+	if s < plainSymbols {
+		return a.plain[int(state)*plainSymbols+int(s)]
 	}
-	*m = matcher{a: m.a, reached: m.reached, at: m.at + distant, space: true}
+	return a.other[int(state)*a.others+int(s)-plainSymbols]
 }
 
 // write takes the next bytes of the text.
@@ -104,20 +138,42 @@ func (m *matcher) write(text []byte) {
 			continue
 		}
 		i++
-		m.tags, m.flag, m.blind = 0, false, 0
-		if a.word[c] && m.inWord && !m.gluing { // the plain case
-			state = a.next[int(state)*a.stride+int(a.ascii[c])]
-			if state >= a.first {
+		if m.tags|m.blind != 0 || m.flag {
+			m.tags, m.flag, m.blind = 0, false, 0
+		}
+		switch {
+		case m.gluing:
+			m.state = state
+			m.symbol(a.ascii[c], a.word[c], white(c))
+			state = m.state
+			continue
+		case a.word[c] && m.inWord: // the plain case
+		case a.word[c]: // a word begins
+			m.fresh, m.space, m.inWord = false, false, true
+			if state = a.to(state, symEdge); state >= a.first {
 				m.hit(state)
 			}
+		case m.inWord && white(c): // it ends
+			m.fresh, m.space, m.inWord = false, true, false
+			m.at++
+			if state = a.to(state, symEdge); state >= a.first {
+				m.hit(state)
+			}
+		default:
+			m.state = state
+			m.symbol(a.ascii[c], false, white(c))
+			state = m.state
 			continue
 		}
-		m.state = state
-		m.symbol(a.ascii[c], a.word[c], c == ' ' || c >= '\t' && c <= '\r')
-		state = m.state
+		if state = a.to(state, a.ascii[c]); state >= a.first {
+			m.hit(state)
+		}
 	}
 	m.state = state
 }
+
+// white reports whether a raw byte is normalised to a space.
+func white(c byte) bool { return c == ' ' || c >= '\t' && c <= '\r' }
 
 // resume completes a rune that the chunk before began.
 func (m *matcher) resume(text []byte) []byte {
@@ -215,14 +271,17 @@ func (m *matcher) edge(inWord bool) {
 }
 
 func (m *matcher) step(s byte) {
-	m.state = m.a.next[int(m.state)*m.a.stride+int(s)]
+	if m.trail != nil {
+		m.trail.mark(s)
+	}
+	m.state = m.a.to(m.state, s)
 	if m.state >= m.a.first {
 		m.hit(m.state)
 	}
 }
 
 func (m *matcher) glueStep(s byte) {
-	m.glue = m.a.next[int(m.glue)*m.a.stride+int(s)]
+	m.glue = m.a.to(m.glue, s)
 	if m.glue >= m.a.first {
 		m.hit(m.glue)
 	}
@@ -230,27 +289,28 @@ func (m *matcher) glueStep(s byte) {
 
 // hit takes the words that end here.
 func (m *matcher) hit(state uint16) {
-	for _, w := range m.a.words[state-m.a.first] {
-		if w.glued {
-			m.at++
-		}
-		end := m.at
-		if w.inside {
-			end++
-		}
-		start := end - w.length + 1
-		for i := len(w.steps) - 1; i >= 0; i-- { // later steps first: a word is one step only
-			s := &w.steps[i]
-			if s.gap >= 0 {
-				before := m.reached[s.at-1]
-				if before == 0 || start <= before || start-before-1 > s.gap {
-					continue
-				}
+	e := &m.a.ends[state-m.a.first]
+	reaches := m.a.reaches[e.from : e.from+e.count]
+	for i := range reaches {
+		r := &reaches[i]
+		at := int(r.at)
+		if r.gap >= 0 {
+			if m.armed[(at-1)/64]>>((at-1)%64)&1 == 0 {
+				continue
 			}
-			m.reached[s.at] = end
-			m.found |= s.found
+			before, start := m.reached[at-1], m.at+int32(r.start)
+			if start <= before || start-before-1 > int32(r.gap) {
+				continue
+			}
+		}
+		m.armed[at/64] |= 1 << (at % 64)
+		m.reached[at] = m.at + int32(r.end)
+		m.found |= 1 << r.found // nothing, if that is 64
+		if m.trail != nil {
+			m.trail.reach(r)
 		}
 	}
+	m.at += e.glued
 }
 
 // hidden watches for text that people do not see.
@@ -316,7 +376,7 @@ func (m *matcher) spell(text []byte) uint64 {
 			continue
 		}
 		m.at++
-		state = a.next[int(state)*a.stride+int(a.symbols[c])]
+		state = a.to(state, a.symbols[c])
 		if state >= a.first {
 			m.hit(state)
 		}

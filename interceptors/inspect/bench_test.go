@@ -100,16 +100,110 @@ func BenchmarkNumeric(b *testing.B) {
 	}
 }
 
-// BenchmarkChunk is one chunk of 20 bytes of a streamed answer.
-func BenchmarkChunk(b *testing.B) {
-	p, i := benchPart(b, &configv1.Inspect{Responses: true}, streaming)
-	m := benchMessage(b, i.Call.Method.Response, answer(prose[:20], false))
-	part, _ := p.Start(i)
-	b.ReportAllocs()
-	for b.Loop() {
-		_ = part.Response(m)
+// TestNumbersCostNothing holds that nothing is allocated for tensors of numbers, whose data
+// nobody looks at.
+func TestNumbersCostNothing(t *testing.T) {
+	p := newPolicy(t, &configv1.Inspect{Responses: true, Rules: "Include @sluice/personal.conf\nInclude @sluice/secrets.conf"})
+	c, _ := call(t, p, unary)
+	i := &interceptors.Inference{Call: c}
+	e := raw(t, c.Method.Request, infer(`"inputs":[{"name":"x","datatype":"FP32","shape":[4],"contents":{"fp32Contents":[1,2,3,4]}},`+
+		`{"name":"y","datatype":"UINT8","shape":[2],"contents":{"uintContents":[65,66]}}]`))
+	if _, err := c.Request(e); err != nil {
+		t.Fatal(err)
 	}
-	part.End(interceptors.Outcome{})
+	for k := range e.Message.Fields {
+		if f := &e.Message.Fields[k]; fields.IsText(f.Role) {
+			t.Errorf("%s is read as text", e.Message.Path(f))
+		}
+	}
+	part, _ := p.Start(i)
+	defer part.End(interceptors.Outcome{})
+	least := math.Inf(1) // the race detector has pools lose things
+	for range 20 {
+		least = min(least, testing.AllocsPerRun(1, func() {
+			if err := part.Request(&e.Message); err != nil {
+				t.Fatal(err)
+			}
+		}))
+	}
+	if least > 0 {
+		t.Errorf("%.0f allocations", least)
+	}
+}
+
+// chunkRules are what BenchmarkChunk and TestChunkAllocations read answers with.
+var chunkRules = map[string]*configv1.Inspect{
+	"no rules on outputs": {},
+	"starter":             {Responses: true},
+	"personal":            {Responses: true, NoStarterRules: true, Rules: "Include @sluice/personal.conf"},
+	"starter+personal+secrets+canary": {Responses: true, Canaries: []string{"tulip-7Q4x-bell"},
+		Rules: "Include @sluice/personal.conf\nInclude @sluice/secrets.conf"},
+	"score":        {Responses: true, NoStarterRules: true, Rules: `SecRule RESPONSE_ARGS "@sluiceScore 0.002" "id:1,phase:4,pass,log"`},
+	"foreign rule": {Responses: true, NoStarterRules: true, Rules: `SecRule RESPONSE_ARGS "@rx tulip.{0,9}rose" "id:1,phase:4,deny"`},
+}
+
+// answered is an answer in chunks of about four bytes, as models write.
+func answered(b testing.TB, c *interceptors.Call) (messages []*fields.Message) {
+	b.Helper()
+	text := strings.Repeat(prose, 2)
+	for i := 0; i < len(text); i += 4 {
+		wire := said(text[i:min(i+4, len(text))])
+		m := new(fields.Message)
+		if err := c.Method.Response.Scan(m, mem.BufferSlice{mem.SliceBuffer(wire)}); err != nil {
+			b.Fatal(err)
+		}
+		messages = append(messages, m)
+	}
+	return messages
+}
+
+// BenchmarkChunk is one chunk of four bytes of a streamed answer.
+func BenchmarkChunk(b *testing.B) {
+	for _, name := range slices.Sorted(maps.Keys(chunkRules)) {
+		b.Run(name, func(b *testing.B) {
+			p, i := benchPart(b, chunkRules[name], streaming)
+			messages := answered(b, i.Call)
+			part, _ := p.Start(i)
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				if part.(interceptors.Deaf).Deaf() {
+					continue
+				}
+				if err := part.Response(messages[n%len(messages)]); err != nil {
+					b.Fatal(err)
+				}
+				n++
+			}
+			part.End(interceptors.Outcome{})
+		})
+	}
+}
+
+// TestChunkAllocations holds that a chunk of ordinary text allocates nothing.
+func TestChunkAllocations(t *testing.T) {
+	for name, cfg := range chunkRules {
+		if name == "foreign rule" { // a transaction does
+			continue
+		}
+		p := newPolicy(t, cfg)
+		c, _ := call(t, p, streaming)
+		messages := answered(t, c)
+		part, _ := p.Start(&interceptors.Inference{Call: c})
+		least := math.Inf(1)
+		for range 20 {
+			least = min(least, testing.AllocsPerRun(1, func() {
+				for _, m := range messages {
+					if err := part.Response(m); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}))
+		}
+		if least > 0 {
+			t.Errorf("%s: %.0f allocations for %d chunks", name, least, len(messages))
+		}
+	}
 }
 
 // TestAllocations bounds what one prompt allocates where a plan decides.
@@ -143,5 +237,55 @@ func TestAllocations(t *testing.T) {
 		if least > 20 {
 			t.Errorf("%s: %.0f allocations", name, least)
 		}
+	}
+}
+
+// BenchmarkAnswer is a whole streamed answer of a hundred chunks, from start to end.
+func BenchmarkAnswer(b *testing.B) {
+	for _, name := range []string{"starter", "starter+personal+secrets+canary"} {
+		b.Run(name, func(b *testing.B) {
+			p, i := benchPart(b, chunkRules[name], streaming)
+			messages := answered(b, i.Call)
+			b.ReportAllocs()
+			for b.Loop() {
+				part, _ := p.Start(i)
+				for _, m := range messages {
+					if err := part.Response(m); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := part.(interceptors.Holder).Finish(); err != nil {
+					b.Fatal(err)
+				}
+				part.End(interceptors.Outcome{})
+			}
+			b.ReportMetric(float64(len(messages)), "chunks")
+		})
+	}
+}
+
+// BenchmarkCostlyAnswer reads answers that were made to cost more than prose, in
+// chunks of four bytes.
+func BenchmarkCostlyAnswer(b *testing.B) {
+	texts := costlyAnswers()
+	texts["prose"] = strings.Repeat(prose, 80)[:1<<14]
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		b.Run(name, func(b *testing.B) {
+			p, i := benchPart(b, chunkRules["starter+personal+secrets+canary"], streaming)
+			text := []byte(texts[name])
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				sub := &part{policy: p, inference: i, stream: true}
+				f := sub.newFlow(0, "", "outputs.x")
+				for at := 0; at < len(text); at += 4 {
+					if f.write(text[at:min(at+4, len(text))]) != nil {
+						break
+					}
+				}
+				_ = f.finish()
+				f.put()
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(text)), "ns/byte")
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -49,10 +50,15 @@ type engine struct {
 	limit   int
 	request plan
 	answer  plan
+	output  outputPlan
+	flows   sync.Pool // of *flow
 
 	annotates bool // some rule has the action
+	reads     bool // outputs
 
 	canary, canarySpelled *automaton // nil without canaries
+
+	names *names
 }
 
 // rule is what is told of a rule.
@@ -109,14 +115,15 @@ func newEngine(cfg *configv1.Inspect, dir string) (*engine, error) {
 	if r := cfg.GetRules(); strings.TrimSpace(r) != "" {
 		sources = append(sources, source{inline, inline, []byte(r)})
 	}
-	e := &engine{limit: argumentLimit}
+	e := &engine{limit: argumentLimit, names: new(names)}
 	if e.canary, e.canarySpelled, err = newCanaries(cfg.GetCanaries()); err != nil {
 		return nil, err
 	}
+	e.reads = cfg.GetResponses()
 	if err := e.compile(sources, cfg.GetShadow()); err != nil {
 		return nil, locate(sources, err)
 	}
-	return e, nil
+	return e, e.planOutputs(cfg)
 }
 
 // inline is the field of rules in the configuration itself, and what they are
@@ -183,7 +190,7 @@ func reason(err error) string {
 
 // compile makes the WAF and the plans.
 func (e *engine) compile(sources []source, shadow []uint32) error {
-	files := &ruleFS{files: make(map[string][]byte)}
+	files := &ruleFS{files: make(map[string][]byte), outputs: e.reads}
 	cfg := coraza.NewWAFConfig().WithRootFS(files).WithDirectives("SecRuleEngine On")
 	for _, s := range sources {
 		files.files[s.name] = s.text
@@ -264,17 +271,32 @@ func (e *engine) observe(m types.RuleMetadata) error {
 	if hasAction(lower, "redact") && !strings.Contains(lower, "@sluicepersonal") && !strings.Contains(lower, "@sluicesecret") {
 		return fail("redact needs @sluicePersonal or @sluiceSecret, which know what to replace")
 	}
+	said, err := longest(m.Tags())
+	if err != nil {
+		return fail(err.Error())
+	}
+	if edits := strings.Contains(lower, "replace:") || strings.Contains(lower, "truncate:"); edits {
+		if !strings.Contains(lower, "@sluicepersonal") && !strings.Contains(lower, "@sluicesecret") && !strings.Contains(lower, "@sluicephrases") {
+			return fail("replace and truncate need @sluicePersonal, @sluiceSecret or @sluicePhrases, which know what to replace")
+		}
+		p.edits = true
+		if p == &e.request {
+			return fail("replace and truncate go with responses; in a request use redact, or deny it")
+		}
+	}
 	r.log, r.annotate = hasAction(lower, "log"), hasAction(lower, "annotate")
 	if r.annotate && p == &e.answer {
 		return fail("annotate goes with requests: what it tells is sent before there is a response")
 	}
 	e.annotates = e.annotates || r.annotate
 	mask, ok := ownOperator(raw)
-	if !ok || transforms(raw) {
+	if foreign := !ok || transforms(raw); foreign {
 		p.foreign = true
-	}
-	if mask&scoreMask != 0 && p == &e.answer {
-		return fail("@sluiceScore goes with requests: the classifier knows what is said to a model, not what it answers")
+		if p == &e.answer {
+			e.output.window = max(e.output.window, cmp.Or(said, defaultLongest))
+		}
+	} else if p == &e.answer {
+		e.output.longest = max(e.output.longest, said)
 	}
 	p.mask |= mask
 	one, ok := planRule(raw, r, m.Phase())

@@ -192,7 +192,7 @@ func TestRedactHidden(t *testing.T) {
 			s := borrow(new(engine))
 			defer s.put()
 			s.whole([]byte(c.text), kindMask)
-			if got := string(replace([]byte(c.text), s.spans)); got != c.want {
+			if got := string(replace([]byte(c.text), 0, s.spans, nil, false)); got != c.want {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})
@@ -332,6 +332,50 @@ func TestWork(t *testing.T) {
 			t.Errorf("%s: %.1f bytes read for one, of prose %.1f", name, c, median)
 		}
 		if one, four := cost(text), cost(strings.Repeat(text, 4)); four > 1.1*one+1 {
+			t.Errorf("%s: %.2f for one, four times the text %.2f", name, one, four)
+		}
+	}
+}
+
+// costlyAnswers are the texts of costly, and what only a stream makes costly.
+func costlyAnswers() map[string]string {
+	texts := costly()
+	texts["a number now and then"] = strings.Repeat("7 the cat sat ", 1200)
+	texts["an escape now and then"] = strings.Repeat("% the cat sat ", 1200)
+	for name, text := range texts {
+		texts[name] = text[:min(len(text), 1<<14)]
+	}
+	return texts
+}
+
+// mostOfAnswers is how many bytes are read for one of a streamed answer: windows overlap, and
+// each may spend smallWork. Measured: 20.3, and 12 times the time that prose takes
+// (BenchmarkCostlyAnswer).
+const mostOfAnswers = 22
+
+// TestWorkOfAnswers is TestWork for answers that come in small chunks.
+func TestWorkOfAnswers(t *testing.T) {
+	p := newPolicy(t, chunkRules["starter+personal+secrets+canary"])
+	c, _ := call(t, p, streaming)
+	cost := func(text string) float64 {
+		sub := &part{policy: p, inference: &interceptors.Inference{Call: c}, stream: true}
+		f := sub.newFlow(0, "", "outputs.x")
+		defer f.put()
+		for at := 0; at < len(text); at += 4 {
+			if f.write([]byte(text[at:min(at+4, len(text))])) != nil {
+				break
+			}
+		}
+		_ = f.finish()
+		return float64(f.work+len(text)) / float64(len(text))
+	}
+	median := cost(strings.Repeat(prose, 50))
+	for name, text := range costlyAnswers() {
+		one := cost(text)
+		if one > mostOfAnswers*median {
+			t.Errorf("%s: %.1f bytes read for one, of prose %.1f", name, one, median)
+		}
+		if four := cost(strings.Repeat(text, 4)); four > 1.1*one+1 {
 			t.Errorf("%s: %.2f for one, four times the text %.2f", name, one, four)
 		}
 	}

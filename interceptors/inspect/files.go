@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -69,8 +70,23 @@ func init() {
 // lint refuses directives that are not a rule file's business, and reports
 // those that change other rules behind the plan's back: so that it no longer
 // knows which detectors they ask for, or what they do.
-func lint(name string, text []byte) (foreign, partial bool, err error) {
+func lint(name string, text []byte, outputs bool) (foreign, partial bool, err error) {
+	var rule string // that the directive is, or is chained to
+	chained := false
 	for _, d := range directives(text) {
+		if !chained {
+			rule = d.text
+		}
+		chained = hasAction(strings.ToLower(d.text), "chain")
+		if outputs {
+			said, err := longest(ruleTag.FindAllString(rule, 1))
+			if err == nil {
+				err = bounded(d.text, said)
+			}
+			if err != nil {
+				return false, false, &ruleError{name, d.line, fmt.Errorf("rule %s: %w", idIn(rule), err)}
+			}
+		}
 		word, rest, _ := strings.Cut(d.text, " ")
 		word = strings.ToLower(word)
 		if why := ours[word]; why != "" {
@@ -113,7 +129,21 @@ type ruleFS struct {
 	files   map[string][]byte
 	foreign bool // see lint
 	partial bool
+	outputs bool // are read
 	err     error
+}
+
+var (
+	ruleID  = regexp.MustCompile(`\bid:'?(\d+)`)
+	ruleTag = regexp.MustCompile(longestTag + `\d+`)
+)
+
+// idIn is the id of a rule.
+func idIn(rule string) string {
+	if m := ruleID.FindStringSubmatch(rule); m != nil {
+		return m[1]
+	}
+	return "without an id"
 }
 
 func (f *ruleFS) Open(name string) (fs.File, error) { return os.Open(name) }
@@ -133,7 +163,7 @@ func (f *ruleFS) ReadFile(name string) ([]byte, error) {
 		}
 	}
 	if !strings.HasSuffix(name, ".data") { // lists for @pmFromFile and the like
-		foreign, partial, err := lint(name, text)
+		foreign, partial, err := lint(name, text, f.outputs)
 		if err != nil {
 			f.err = err
 			return nil, err

@@ -23,9 +23,11 @@
 //	@sluiceStructure script,repetition,control
 //	@sluiceScore 0.005
 //
-// and two actions: redact, which goes with the second and third: what was found
-// becomes "[redacted:email]"; and annotate: the model server gets the rule's
-// class as metadata (AnnotationHeader). The files @sluice/starter.conf (used by
+// and four actions: redact, which goes with the second and third: what was found
+// becomes "[redacted:email]"; on outputs replace:'text', in place of what one of
+// the first three found, and truncate:'text', in place of that and all that
+// follows; and annotate: the model server gets the rule's class as metadata
+// (AnnotationHeader). The files @sluice/starter.conf (used by
 // default), @sluice/personal.conf, @sluice/secrets.conf and
 // @sluice/structure.conf can be included.
 //
@@ -42,12 +44,15 @@
 // plan.go). TestPlan holds that the verdict is the same.
 //
 // Phrases and canaries are seen across the elements, tensors and messages of one
-// inference's prompts, and across the chunks of one output, however they are cut;
-// encoded text across the elements and messages of prompts. Output that was
-// delivered before a phrase was complete is not taken back; a denial says how
-// much it was (deliveredBytes). In streamed output, personal data, secrets and
-// encoded text are looked for within one chunk: holding chunks back is still to
-// come.
+// inference's prompts, however they are cut; encoded text, personal data and secrets,
+// too, and all of it across the messages of a sequence (see joined.go). What lies in
+// part in a message that was delivered is replaced in what was not. In outputs all of it is seen across elements and chunks:
+// chunks are held back while they may still become part of what a rule looks for
+// (see flow.go), and decisions do not depend on how the text was cut. A denial says
+// how much of the output was delivered before (deliveredBytes).
+//
+// Where the classifier is not sure a guard model can be asked, before the inference
+// takes anything (see guard.go).
 //
 // Nothing of a text is logged, written to disk or told to the caller. If the
 // engine fails the inference is refused.
@@ -68,10 +73,13 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// Policy inspects. It is immutable and safe for concurrent use.
+// Policy inspects. It is safe for concurrent use, and remembers nothing but the ends of
+// sequences (see joined.go) and what a guard model said (see judge.go).
 type Policy struct {
 	engine    *engine
 	responses bool
+	sequences sequences
+	guard     *guard // nil without one
 }
 
 var _ interceptors.Policy = (*Policy)(nil)
@@ -79,7 +87,7 @@ var _ interceptors.Policy = (*Policy)(nil)
 // New compiles the rules of a configuration; nil is the starter rules alone.
 // Rule files are relative to dir. An error begins with the field that is at
 // fault; one in a rule names its file and line too.
-func New(cfg *configv1.Inspect, dir string) (*Policy, error) {
+func New(cfg *configv1.Inspect, dir string, opts ...Option) (*Policy, error) {
 	e, err := newEngine(cfg, dir)
 	if err != nil {
 		return nil, fmt.Errorf("inspect.%w", err)
@@ -87,7 +95,18 @@ func New(cfg *configv1.Inspect, dir string) (*Policy, error) {
 	if len(cfg.GetCanaries()) > 0 && !cfg.GetResponses() {
 		return nil, errors.New("inspect.canaries: outputs are not read; set responses: true")
 	}
-	return &Policy{engine: e, responses: cfg.GetResponses()}, nil
+	p := &Policy{engine: e, responses: cfg.GetResponses()}
+	if cfg.GetGuard() != nil {
+		var o options
+		for _, opt := range opts {
+			opt(&o)
+		}
+		if p.guard, err = newGuard(cfg.GetGuard(), o); err != nil {
+			return nil, fmt.Errorf("inspect.guard.%w", err)
+		}
+		e.request.judge(p.guard.places)
+	}
+	return p, nil
 }
 
 const name = "inspect"
@@ -115,12 +134,20 @@ type annotated struct {
 
 // Start takes part in every inference.
 func (a *annotated) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
-	return &part{policy: a.Policy, inference: i, stream: i.Call.Method.ServerStreams, annotates: !a.begun.Swap(true)}, nil
+	return a.start(i, !a.begun.Swap(true)), nil
 }
 
 // Start takes part in every inference.
 func (p *Policy) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
-	return &part{policy: p, inference: i, stream: i.Call.Method.ServerStreams}, nil
+	return p.start(i, false), nil
+}
+
+func (p *Policy) start(i *interceptors.Inference, annotates bool) interceptors.InferencePolicy {
+	stream := i.Call.Method.ServerStreams
+	if p.guard != nil && (!i.Call.Client || i.Context().Value(askingKey{}) == nil) {
+		return &guardedPart{part: part{policy: p, inference: i, stream: stream, annotates: annotates}}
+	}
+	return &part{policy: p, inference: i, stream: stream, annotates: annotates}
 }
 
 // End does nothing.
@@ -133,144 +160,34 @@ type part struct {
 	stream    bool // responses may be many
 	annotates bool // the call's metadata is still to be sent
 
-	prompt    *scratch // the prompts so far
-	tail      []byte   // and their end
-	outputs   []output // the outputs so far
-	round     int      // counts responses
-	delivered int      // bytes of output
-	found     []uint64 // by field of the message at hand
+	prompt    *scratch   // the prompts so far
+	tail      tail       // and their end
+	crossings []crossing // what was found over elements of the message at hand
+	found     []uint64   // by field of the message at hand
 	space     [8]uint64
-}
+	worst     float32 // score of the message at hand, for the guard model
 
-// output is one output as it streams: an element of a tensor, or a field.
-type output struct {
-	key   string
-	round int // the response that last added to it
-	s     *scratch
+	flows     []*flow // the outputs so far
+	rows      []*flow // those of a choice in a row, where there are several
+	copies    []*flow // what is written once more, by path
+	round     int     // counts responses
+	next      int     // number of the next one
+	replies   []reply // those that are held, the last of which came last
+	cuts      []cut   // what is to be replaced in them
+	delivered int     // bytes of output
+	told      []toldOf
 }
-
-// maxOutputs is how many outputs of one inference are followed from chunk to
-// chunk; further ones are read chunk by chunk.
-const maxOutputs = 64
 
 // Deaf says whether responses are inspected.
-func (p *part) Deaf() bool { return !p.policy.responses }
+func (p *part) Deaf() bool { return !p.policy.responses || !p.policy.engine.answer.asks() }
 
-// Response inspects a response message.
-func (p *part) Response(m *fields.Message) error {
-	if p.Deaf() {
-		return nil
-	}
-	e := p.policy.engine
-	mask := e.answer.mask
-	p.round++
-	final := !p.stream
-	s := borrow(p.policy.engine)
-	defer s.put()
-	found, all, size := p.room(), uint64(0), 0
-	for n := range m.Fields {
-		f := &m.Fields[n]
-		var hits uint64
-		switch {
-		case f.Role == fields.Final || f.Role == fields.Parameter && !m.IsString(f):
-			if v, ok := m.Int(f); ok && v != 0 && (f.Role == fields.Final || f.Tensor < 0 && m.Key(f) == "triton_final_response") {
-				final = true
-			}
-		case !fields.IsText(f.Role) || len(m.Bytes(f)) == 0:
-		case f.Role == fields.Output && p.stream:
-			text := m.Bytes(f)
-			size += len(text)
-			switch o := p.follow(m.Key(f)); {
-			case mask&surfaceMask == 0:
-			case o == nil:
-				s.whole(text, mask&surfaceMask)
-				hits = s.found
-			default:
-				hits = o.s.flow(text)
-			}
-			if mask&kindMask != 0 {
-				s.whole(text, mask&kindMask)
-				hits |= s.found
-			}
-		default:
-			s.whole(m.Bytes(f), mask)
-			hits = s.found
-			size += len(m.Bytes(f))
-		}
-		if s.over {
-			return tooDeep()
-		}
-		found = append(found, hits)
-		all |= hits
-	}
-	p.found = found
-	last := -1
-	if final && p.stream {
-		// A word at the very end of an output ends with it.
-		var hits uint64
-		for i := range p.outputs {
-			hits |= p.outputs[i].s.end()
-		}
-		if all |= hits; hits != 0 {
-			last = len(found)
-			found = append(found, hits)
-		}
-	}
-	if !e.answer.needed(all) {
-		p.delivered += size
-		return nil
-	}
-	some := e.answer.whole()
-	var texts []text
-	for n := range m.Fields {
-		f := &m.Fields[n]
-		if !fields.IsText(f.Role) || some && found[n]&mask == 0 {
-			continue
-		}
-		value := m.Bytes(f)
-		if !m.IsString(f) {
-			value = m.AppendText(nil, f)
-		}
-		texts = append(texts, text{place: inAnswer, name: m.Path(f), value: value, found: found[n], field: n})
-	}
-	if last >= 0 {
-		// There is no text left to hold it: it stands for the output's end.
-		texts = append(texts, text{place: inAnswer, name: "outputs", value: []byte("\n"), found: found[last], field: -1})
-	}
-	if err := p.act(m, texts, true); err != nil {
-		return err
-	}
-	p.delivered += size
-	return nil
-}
-
-// follow is the output that the next chunk with this key goes on with.
-func (p *part) follow(key string) *output {
-	for i := range p.outputs {
-		if o := &p.outputs[i]; o.round != p.round && o.key == key {
-			o.round = p.round
-			return o
-		}
-	}
-	if len(p.outputs) == maxOutputs {
-		return nil
-	}
-	s := borrow(p.policy.engine)
-	s.open()
-	p.outputs = append(p.outputs, output{key: key, round: p.round, s: s})
-	return &p.outputs[len(p.outputs)-1]
-}
-
-// End gives back the matchers.
+// End gives back the matcher.
 func (p *part) End(interceptors.Outcome) {
-	if p.prompt != nil {
-		p.prompt.put()
-		p.prompt = nil
+	p.forget()
+	for f := range p.all() {
+		f.put()
 	}
-	for i := range p.outputs {
-		p.outputs[i].s.put()
-	}
-	p.outputs = nil
+	p.flows, p.rows, p.copies, p.replies, p.cuts = nil, nil, nil, nil, nil
 }
 
 const notInspected place = 255
@@ -291,15 +208,8 @@ func placeOf(r fields.Role) place {
 // act runs the rules and does what they say.
 func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 	o, err := p.policy.engine.decide(texts, answer)
-	switch {
-	case err == nil:
-	case errors.Is(err, errDepth):
-		return tooDeep()
-	case errors.Is(err, errLimit):
-		return interceptors.Deny(name, interceptors.MessageTooLarge, "the message has more texts than can be inspected; send fewer elements")
-	default:
-		return &interceptors.Denial{Policy: name, Reason: interceptors.PolicyUnavailable,
-			Message: "the message could not be inspected", Cause: err}
+	if err != nil {
+		return refusal(err)
 	}
 	for _, h := range o.matched {
 		switch {
@@ -311,22 +221,15 @@ func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 		}
 	}
 	if o.denied != nil {
-		reason, what := interceptors.PromptRejected, "the request"
-		if answer {
-			reason, what = interceptors.OutputRejected, "the model's answer"
-		}
-		d := interceptors.Deny(name, reason, "%s was refused by a content rule", what).
-			With("ruleId", strconv.Itoa(o.denied.id)).With("ruleClass", o.denied.class)
-		if o.at >= 0 {
-			d.Field = plainPath(texts[o.at].name)
-			d = d.With("field", d.Field)
-		}
-		if answer {
-			d = d.With("deliveredBytes", strconv.Itoa(p.delivered))
-		}
-		return d
+		return p.denial(o, texts, answer)
 	}
-	p.redact(m, texts, o.redactions)
+	for _, r := range o.redactions {
+		if r.text.field >= 0 && m.Fixed(&m.Fields[r.text.field]) {
+			o.denied, o.at = p.policy.engine.rules[r.rule], slices.IndexFunc(texts, func(t text) bool { return t.field == r.text.field })
+			return p.denial(o, texts, answer)
+		}
+	}
+	p.redact(m, texts, o.redactions, answer)
 	if p.annotates {
 		for _, h := range o.matched {
 			if h.rule.annotate && !h.rule.shadow {
@@ -335,6 +238,33 @@ func (p *part) act(m *fields.Message, texts []text, answer bool) error {
 		}
 	}
 	return nil
+}
+
+// refusal refuses what could not be judged.
+func refusal(err error) error {
+	switch {
+	case errors.Is(err, errDepth):
+		return tooDeep()
+	case errors.Is(err, errLimit):
+		return interceptors.Deny(name, interceptors.MessageTooLarge, "the message has more texts than can be inspected; send fewer elements")
+	}
+	return &interceptors.Denial{Policy: name, Reason: interceptors.PolicyUnavailable,
+		Message: "the message could not be inspected", Cause: err}
+}
+
+// denial is what a rule refused.
+func (p *part) denial(o outcome, texts []text, answer bool) error {
+	reason, what := interceptors.PromptRejected, "the request"
+	if answer {
+		reason, what = interceptors.OutputRejected, "the model's answer"
+	}
+	d := interceptors.Deny(name, reason, "%s was refused by a content rule", what).
+		With("ruleId", strconv.Itoa(o.denied.id)).With("ruleClass", o.denied.class)
+	if o.at >= 0 {
+		d.Field = plainPath(texts[o.at].name)
+		d = d.With("field", d.Field)
+	}
+	return d
 }
 
 // AnnotationHeader is the metadata by which the model server learns the classes
@@ -354,7 +284,7 @@ func (p *part) annotate(class string) {
 }
 
 // redact replaces what rules found.
-func (p *part) redact(m *fields.Message, texts []text, redactions []redaction) {
+func (p *part) redact(m *fields.Message, texts []text, redactions []redaction, answer bool) {
 	if len(redactions) == 0 {
 		return
 	}
@@ -375,7 +305,18 @@ func (p *part) redact(m *fields.Message, texts []text, redactions []redaction) {
 			mask |= r.mask
 		}
 		s.whole(t.value, mask)
-		m.Set(&m.Fields[t.field], replace(t.value, s.spans))
+		from := 0
+		for _, c := range p.crossings {
+			switch {
+			case answer || c.field != t.field || mask>>c.kind&1 == 0:
+			case c.on:
+				from = c.end
+			default:
+				s.spans = append(s.spans, c.span)
+			}
+		}
+		f := &m.Fields[t.field]
+		m.Set(f, replace(t.value, from, s.spans, list, m.Sized(f)))
 		for _, r := range list {
 			p.emit("redacted", p.policy.engine.rules[r.rule], texts, i)
 		}

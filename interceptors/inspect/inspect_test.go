@@ -237,6 +237,13 @@ func TestBenign(t *testing.T) {
 	p := newPolicy(t, nil)
 	for _, text := range []string{
 		"Please ignore the typo in my previous message.",
+		// Each was refused by a phrase that was too broad.
+		"Let's start over, I'd like to plan the trip from Lisbon instead.",
+		"After a factory reset start again with section 3.",
+		"New instructions replace previous ones until 22:00 on the day before delivery.",
+		"The council decided to replace the old rules for pressure with new ones from the county.",
+		"Never share your password with anyone.",
+		"Type your password and press Enter.",
 		"Sorry, ignore my last email, the meeting is on Friday.",
 		"Summarise the instructions above in three points.",
 		"How do I override a method of a base class in Java?",
@@ -254,7 +261,6 @@ func TestBenign(t *testing.T) {
 		"می‌خواهم درباره‌ی تاریخ بدانم",
 		"The sha256 is 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08.",
 		"SGVsbG8sIGhvdyBhcmUgeW91IHRvZGF5IG15IGZyaWVuZD8=",
-		"![logo](https://example.com/logo.png)",
 		"",
 		// What people say of passwords, prompts, rules and modes in earnest.
 		"Please ignore the previous email and use the attached file instead.",
@@ -308,7 +314,6 @@ func TestBenign(t *testing.T) {
 		"How do I enter recovery mode / maintenance mode on my server to reset the root password?",
 		"How do I enable developer mode on my Pixel phone to show the layout bounds?",
 		"Grant the new employee admin access to the repository and notify the team.",
-		"Mark the previous task as done and start the next task.",
 		"Stop translating the comments; only translate the strings.",
 		"Instead of summarizing the article, give me a list of its main arguments.",
 		"The prompt above was too vague. Here are my new instructions: write 200 words about bees.",
@@ -342,6 +347,17 @@ func TestBenign(t *testing.T) {
 		call, _ := call(t, p, unary)
 		if _, err := call.Request(raw(t, call.Method.Request, prompt(text))); err != nil {
 			t.Errorf("%q: %v %v", text, err, denialOf(t, err).Metadata)
+		}
+	}
+	for _, text := range []string{ // what these weights get wrong
+		"![logo](https://example.com/logo.png)",
+		"Mark the previous task as done and start the next task.",
+	} {
+		call, _ := call(t, p, unary)
+		if _, err := call.Request(raw(t, call.Method.Request, prompt(text))); err == nil {
+			t.Errorf("%q passes now: it goes above", text)
+		} else if id := denialOf(t, err).Metadata["ruleId"]; id != "700160" {
+			t.Errorf("%q is refused by rule %s", text, id)
 		}
 	}
 }
@@ -503,13 +519,13 @@ func edited(t *testing.T, p *fields.Program, e *interceptors.Envelope) (texts []
 }
 
 func TestShadow(t *testing.T) {
-	p := newPolicy(t, &configv1.Inspect{Shadow: []uint32{700110, 700300}, Rules: "Include @sluice/personal.conf"})
+	p := newPolicy(t, &configv1.Inspect{Shadow: []uint32{700110, 700160, 700300}, Rules: "Include @sluice/personal.conf"})
 	c, w := call(t, p, unary)
 	m := raw(t, c.Method.Request, prompt(attack+" Write to a@example.com."))
 	if _, err := c.Request(m); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(w.names(), []string{"shadow", "shadow"}) || m.Message.Edited() {
+	if !slices.Equal(w.names(), []string{"shadow", "shadow", "shadow"}) || m.Message.Edited() {
 		t.Errorf("events %v, edited %v", w.events, m.Message.Edited())
 	}
 	// A rule that is not in shadow still refuses.
@@ -588,7 +604,7 @@ func TestChunks(t *testing.T) {
 				if _, err := call.Request(raw(t, call.Method.Request, prompt("hi"))); err != nil {
 					t.Fatal(err)
 				}
-				delivered, denied := 0, false
+				denied := false
 				for i, chunk := range append(chunks, "") {
 					if chunk == "" && i < len(chunks) {
 						continue
@@ -596,12 +612,11 @@ func TestChunks(t *testing.T) {
 					_, _, err := call.Response(raw(t, call.Method.Response, answer(chunk, i == len(chunks))))
 					if d := denialOf(t, err); d != nil {
 						denied = true
-						if d.Metadata["deliveredBytes"] != fmt.Sprint(delivered) {
-							t.Errorf("%q: delivered %s, want %d", chunks, d.Metadata["deliveredBytes"], delivered)
+						if d.Metadata["deliveredBytes"] != "0" {
+							t.Errorf("%q: delivered %s", chunks, d.Metadata["deliveredBytes"])
 						}
 						break
 					}
-					delivered += len(chunk)
 				}
 				if denied != c.want {
 					t.Fatalf("%q: denied %v", chunks, denied)
@@ -621,8 +636,7 @@ func TestLimit(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	// Coraza's own limit, below ours, is seen too.
-	e := *p.engine
-	e.limit = 5
+	e := &engine{limit: 5}
 	if err := e.compile([]source{{inline, "rules", []byte(`SecRule ARGS "@rx never" "id:1,phase:2,deny"`)}}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -704,7 +718,13 @@ func TestErrors(t *testing.T) {
 		{"phase that never runs", &configv1.Inspect{Rules: `SecRule ARGS "@rx x" "id:1,phase:5"`}, "rule 1: its phase never runs"},
 		{"redact with another operator", &configv1.Inspect{Rules: `SecRule ARGS "@rx x" "id:1,phase:2,pass,redact"`}, "redact needs"},
 		{"annotate a response", &configv1.Inspect{Rules: `SecRule RESPONSE_ARGS "@sluicePhrases tool" "id:1,phase:4,pass,annotate"`}, "rule 1: annotate goes with requests"},
-		{"score of a response", &configv1.Inspect{Rules: `SecRule RESPONSE_ARGS "@sluiceScore 0.005" "id:1,phase:4,deny"`}, "rule 1: @sluiceScore goes with requests"},
+		{"replace in a request", &configv1.Inspect{Rules: `SecRule ARGS "@sluicePersonal email" "id:1,phase:2,pass,replace:'x'"`}, "rule 1: replace and truncate go with responses"},
+		{"replace with another operator", &configv1.Inspect{Rules: `SecRule RESPONSE_ARGS "@rx x" "id:1,phase:4,pass,truncate:'x'"`}, "rule 1: replace and truncate need"},
+		{"a match of any length", &configv1.Inspect{Responses: true, Rules: good + `SecRule RESPONSE_ARGS "@rx tulip.*rose" "id:7,phase:4,deny"`}, "inspect.rules:4: rule 7: on outputs, which are streams, a match of @rx must not be of any length; bound what repeats"},
+		{"a match of any length in a file", &configv1.Inspect{Responses: true, RuleFiles: []string{write("c.conf", "\nSecRule RESPONSE_ARGS|ARGS \\\n \"!@rx a+\" \\\n \"id:7,phase:4,deny\"\n")}}, "c.conf:2: rule 7: "},
+		{"a match of any length in a chain", &configv1.Inspect{Responses: true, Rules: "SecRule RESPONSE_ARGS \"@rx x\" \"id:7,phase:4,deny,chain\"\nSecRule RESPONSE_ARGS \"a{3,}\""}, "rules:2: rule 7: "},
+		{"a match that is too long", &configv1.Inspect{Responses: true, Rules: `SecRule RESPONSE_ARGS "@rx a(?:b|cd){200}" "id:7,phase:4,deny"`}, "a match of @rx may have 401 characters, and 256 are the default"},
+		{"a length that is none", &configv1.Inspect{Responses: true, Rules: `SecRule RESPONSE_ARGS "@rx a+" "id:7,phase:4,deny,tag:'sluice/longest/9000'"`}, "rule 7: tag sluice/longest/9000: a match is from 16 to 4096"},
 		{"rate that is none", &configv1.Inspect{Rules: `SecRule ARGS "@sluiceScore 0.3" "id:1,phase:2,deny"`}, "there are 0.002, 0.005, 0.01, 0.02, 0.05"},
 		{"shadow of nothing", &configv1.Inspect{Shadow: []uint32{12}}, "inspect.shadow[0]: there is no such rule: 12"},
 		{"no such file", &configv1.Inspect{RuleFiles: []string{"good.conf", "none.conf"}}, "inspect.rule_files[1]: "},
@@ -717,8 +737,16 @@ func TestErrors(t *testing.T) {
 			}
 		})
 	}
-	if _, err := New(&configv1.Inspect{RuleFiles: []string{"good.conf"}}, dir); err != nil {
-		t.Error(err)
+	for _, cfg := range []*configv1.Inspect{
+		{RuleFiles: []string{"good.conf"}},
+		{Rules: `SecRule RESPONSE_ARGS "@rx a+" "id:7,phase:4,deny"`}, // no outputs are read
+		{Responses: true, Rules: `SecRule ARGS "@rx a+" "id:7,phase:2,deny"`},
+		{Responses: true, Rules: `SecRule RESPONSE_ARGS "@rx a+" "id:7,phase:4,deny,tag:'sluice/longest/512'"`},
+		{Responses: true, Rules: `SecRule RESPONSE_ARGS "@rx (?i)a{1,9}\s?(^b|cd)$" "id:7,phase:4,deny"`},
+	} {
+		if _, err := New(cfg, dir); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 type foldTable struct {
 	pages [(unicode.MaxRune >> 8) + 1]*[256]uint32
 	text  string
+	plain [utf8.RuneSelf]byte // the same for ASCII; 0 for what is removed
 }
 
 const (
@@ -102,6 +103,15 @@ func newFoldTable() *foldTable {
 		}
 	}
 	t.text = string(text)
+	for c := range t.plain {
+		switch e := t.pages[0][c]; e {
+		case 0:
+			t.plain[c] = byte(c)
+		case foldDrop:
+		default:
+			t.plain[c] = byte(e)
+		}
+	}
 	return t
 }
 
@@ -228,6 +238,16 @@ func appendNormal(dst, text []byte) []byte {
 		dst = append(dst, b)
 	}
 	for i := 0; i < len(text); {
+		if c := text[i]; c < utf8.RuneSelf {
+			i++
+			switch c = t.plain[c]; {
+			case c == 0 || c == ' ' && space:
+			default:
+				space = c == ' '
+				dst = append(dst, c)
+			}
+			continue
+		}
 		r, n := utf8.DecodeRune(text[i:])
 		i += n
 		if r == utf8.RuneError && n == 1 {
@@ -240,10 +260,6 @@ func appendNormal(dst, text []byte) []byte {
 		switch {
 		case e == foldDrop:
 		case e == 0:
-			if n == 1 {
-				put(byte(r))
-				continue
-			}
 			space = false
 			dst = append(dst, text[i-n:i]...)
 		case e&foldLong != 0:

@@ -283,7 +283,7 @@ func FuzzSpans(f *testing.F) {
 				t.Fatalf("%q: %+v", in, s)
 			}
 		}
-		out := replace(in, spans)
+		out := replace(in, 0, spans, nil, false)
 		if len(spans) == 0 && !bytes.Equal(out, in) {
 			t.Errorf("%q became %q", in, out)
 		}

@@ -107,6 +107,8 @@ func init() {
 		})
 	}
 	plugins.RegisterAction("redact", func() plugintypes.Action { return redact{} })
+	plugins.RegisterAction("replace", func() plugintypes.Action { return &replaceBy{} })
+	plugins.RegisterAction("truncate", func() plugintypes.Action { return &replaceBy{rest: true} })
 	plugins.RegisterAction("annotate", func() plugintypes.Action { return annotate{} })
 }
 
@@ -155,9 +157,12 @@ type pass struct {
 
 // redaction says that a rule wants what detectors found in a text replaced.
 type redaction struct {
-	rule int
-	text *text
-	mask uint64
+	rule     int
+	text     *text
+	mask     uint64
+	replaces bool // by with, else by what it is
+	with     string
+	rest     bool // and all that follows
 }
 
 // index is that of the text that value is a part of, or of its name, or -1:
@@ -230,7 +235,7 @@ func (d detect) Evaluate(tx plugintypes.TransactionState, value string) bool {
 	if found&uint64(d) == 0 {
 		return false
 	}
-	p.last.text, p.last.mask = t, uint64(d)&kindMask
+	p.last.text, p.last.mask = t, uint64(d)&(kindMask|phraseMask|canary)
 	return true
 }
 
@@ -245,21 +250,45 @@ func (redact) Init(_ plugintypes.RuleMetadata, data string) error {
 }
 
 func (redact) Evaluate(rule plugintypes.RuleMetadata, tx plugintypes.TransactionState) {
+	wants(rule, tx, redaction{mask: kindMask})
+}
+
+// wants notes that a rule wants what its operator found replaced.
+func wants(rule plugintypes.RuleMetadata, tx plugintypes.TransactionState, r redaction) {
 	v, ok := passes.Load(tx.ID())
 	if !ok {
 		return
 	}
 	p := v.(*pass)
-	id := rule.ID()
-	if id == 0 {
-		id = rule.ParentID()
+	r.rule = rule.ID()
+	if r.rule == 0 {
+		r.rule = rule.ParentID()
 	}
-	if p.last.text != nil && p.last.mask != 0 {
-		p.redactions = append(p.redactions, redaction{id, p.last.text, p.last.mask})
+	r.text, r.mask = p.last.text, p.last.mask&r.mask
+	if r.text != nil && r.mask != 0 {
+		p.redactions = append(p.redactions, r)
 	}
 }
 
 func (redact) Type() plugintypes.ActionType { return plugintypes.ActionTypeNondisruptive }
+
+// replaceBy is an action on outputs: what the rule's operator found, and maybe all
+// that follows, is replaced by a text.
+type replaceBy struct {
+	with string
+	rest bool
+}
+
+func (r *replaceBy) Init(_ plugintypes.RuleMetadata, data string) error {
+	r.with = data
+	return nil
+}
+
+func (r *replaceBy) Evaluate(rule plugintypes.RuleMetadata, tx plugintypes.TransactionState) {
+	wants(rule, tx, redaction{mask: ^uint64(0), replaces: true, with: r.with, rest: r.rest})
+}
+
+func (*replaceBy) Type() plugintypes.ActionType { return plugintypes.ActionTypeNondisruptive }
 
 // annotate is an action: the model server is told the rule's class. The policy
 // does so for every rule that has matched; there is nothing to do before.

@@ -2,6 +2,8 @@ package inspect
 
 import (
 	"fmt"
+	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -25,6 +27,19 @@ func parsePhrases(source string, classes map[string]uint64, spelled bool) (*auto
 	if err != nil {
 		return nil, err
 	}
+	return compilePhrases(phrases, spelled)
+}
+
+// somePhrases compiles the phrases of the dictionary that are of some classes.
+func somePhrases(classes uint64) (*automaton, error) {
+	phrases, err := readPhrases(phrasesText, phraseClasses)
+	if err != nil {
+		return nil, err
+	}
+	return compilePhrases(slices.DeleteFunc(phrases, func(p phrase) bool { return p.found&classes == 0 }), false)
+}
+
+func compilePhrases(phrases []phrase, spelled bool) (*automaton, error) {
 	b := &builder{entries: make(map[string]*word), symbol: make(map[byte]byte), spelled: spelled}
 	a := &automaton{}
 	views := []func(string) string{func(s string) string { return s }, rot13, reversed}
@@ -242,6 +257,7 @@ func (b *builder) add(text string, view func(string) string, s step) {
 }
 
 func (b *builder) enter(key []byte, w word, s step) {
+	w.size = uint8(min(len(key), 255))
 	e := b.entries[string(key)]
 	if e == nil {
 		e = &w
@@ -269,7 +285,12 @@ func (b *builder) build(a *automaton) error {
 		}
 	}
 	a.symbols['\''] = symDrop
-	n := byte(symBytes)
+	plain := func(c, symbol byte) { b.symbol[c], a.symbols[c] = symbol, symbol }
+	plain(' ', symSpace)
+	for c := byte('a'); c <= 'z'; c++ {
+		plain(c, symLetters+c-'a')
+	}
+	n := byte(plainSymbols)
 	for _, k := range b.keys {
 		for i := range len(k) {
 			if c := k[i]; c != edge && b.symbol[c] == 0 {
@@ -279,17 +300,13 @@ func (b *builder) build(a *automaton) error {
 			}
 		}
 	}
-	a.stride = int(n)
+	stride := int(n)
 	t := folds()
 	for c := range a.ascii {
-		e := uint32(c)
-		if f := t.pages[0][c]; f != 0 {
-			e = f
-		}
 		a.ascii[c], a.word[c] = symDrop, false
-		if e != foldDrop {
+		if e := t.plain[c]; e != 0 {
 			a.ascii[c] = a.symbols[e]
-			a.word[c] = e != '\'' && wordByte(byte(e))
+			a.word[c] = e != '\'' && wordByte(e)
 		}
 	}
 
@@ -297,7 +314,7 @@ func (b *builder) build(a *automaton) error {
 	// the transitions.
 	type node struct {
 		child, sibling, fail int32 // 0: none
-		symbol               byte
+		symbol, depth        byte
 		words                []*word
 	}
 	nodes := make([]node, 1, 1<<15)
@@ -314,18 +331,21 @@ func (b *builder) build(a *automaton) error {
 			}
 			if to == 0 {
 				to = int32(len(nodes))
-				nodes = append(nodes, node{symbol: s, sibling: nodes[at].child})
+				nodes = append(nodes, node{symbol: s, depth: uint8(min(i+1, 255)), sibling: nodes[at].child})
 				nodes[at].child = to
 			}
 			at = to
 		}
 		nodes[at].words = append(nodes[at].words, b.entries[k])
 	}
+	if a.steps > 1<<16 {
+		return fmt.Errorf("%d steps are more than an index of 16 bits holds", a.steps)
+	}
 	if len(nodes) > 1<<16-1 {
 		return fmt.Errorf("%d states are more than a table of 16 bits holds", len(nodes))
 	}
-	full := make([]uint16, len(nodes)*a.stride)
-	row := func(n int32) []uint16 { return full[int(n)*a.stride : (int(n)+1)*a.stride] }
+	full := make([]uint16, len(nodes)*stride)
+	row := func(n int32) []uint16 { return full[int(n)*stride : (int(n)+1)*stride] }
 	queue := make([]int32, 1, len(nodes))
 	for i := 0; i < len(queue); i++ {
 		at := queue[i]
@@ -343,29 +363,65 @@ func (b *builder) build(a *automaton) error {
 			queue = append(queue, to)
 		}
 	}
-	// Number the states so that those with words come last.
-	number := make([]uint16, len(nodes))
-	var count uint16
-	for pass := range 2 {
-		for i := range nodes {
-			if (len(nodes[i].words) > 0) == (pass == 1) {
-				number[i] = count
-				count++
+	// Number the states so that those with words come last, and else from the
+	// root: what text is made of most lies close together.
+	number, order := make([]uint16, len(nodes)), make([]int32, 0, len(nodes))
+	for _, words := range []bool{false, true} {
+		if words {
+			a.first = uint16(len(order))
+		}
+		for _, i := range queue {
+			if (len(nodes[i].words) > 0) == words {
+				number[i] = uint16(len(order))
+				order = append(order, i)
 			}
 		}
-		if pass == 0 {
-			a.first = count
+	}
+	a.depth, a.within = make([]uint8, 0, len(nodes)), make([]int32, a.steps)
+	for _, e := range b.entries {
+		for _, s := range e.steps {
+			if s.gap >= 0 {
+				a.within[s.at-1] = max(a.within[s.at-1], s.gap+e.length)
+			}
 		}
 	}
-	a.next = make([]uint16, len(full))
-	a.words = make([][]word, int(count)-int(a.first))
-	for i := range nodes {
-		for s := range a.stride {
-			a.next[int(number[i])*a.stride+s] = number[full[i*a.stride+s]]
+	a.others = stride - plainSymbols
+	a.plain, a.other = make([]uint16, 0, len(nodes)*plainSymbols), make([]uint16, 0, len(nodes)*a.others)
+	for _, i := range order {
+		a.depth = append(a.depth, nodes[i].depth)
+		for s, to := range row(i) {
+			if s < plainSymbols {
+				a.plain = append(a.plain, number[to])
+			} else {
+				a.other = append(a.other, number[to])
+			}
 		}
-		for _, w := range nodes[i].words {
-			a.words[number[i]-a.first] = append(a.words[number[i]-a.first], *w)
+		if words := nodes[i].words; len(words) > 0 {
+			a.ends = append(a.ends, a.ending(words))
 		}
 	}
 	return nil
+}
+
+// ending lays out what happens when words end together.
+func (a *automaton) ending(words []*word) (e ending) {
+	e.from = uint32(len(a.reaches))
+	for _, w := range words {
+		if w.glued {
+			e.glued++
+		}
+		end := int16(e.glued)
+		if w.inside {
+			end++
+		}
+		for i := len(w.steps) - 1; i >= 0; i-- { // later steps first: a word is one step only
+			s := &w.steps[i]
+			a.reaches = append(a.reaches, reach{
+				at: uint16(s.at), gap: int16(s.gap), start: end - int16(w.length) + 1, end: end,
+				found: uint8(bits.TrailingZeros64(s.found)), size: w.size,
+			})
+			e.count++
+		}
+	}
+	return e
 }

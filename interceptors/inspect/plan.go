@@ -16,9 +16,11 @@ type plan struct {
 	mask    uint64 // detectors that some rule asks for
 	foreign bool   // some rule asks for more: every message is a transaction
 	partial bool   // some rule is not one of rules: what fires is a transaction
+	edits   bool   // some rule has replace or truncate
 	rules   []planned
 	names   bool         // some rule reads names
 	scored  [places]bool // where the classifier's score is asked for
+	judged  uint64       // of the score, if it is asked for without a rule
 }
 
 // reads are the detectors to read texts of a place with.
@@ -26,7 +28,15 @@ func (p *plan) reads(at place) uint64 {
 	if !p.scored[at] {
 		return p.mask &^ scoreMask
 	}
-	return p.mask
+	return p.mask | p.judged
+}
+
+// judge has the score read of texts of some places, whatever the rules ask for.
+func (p *plan) judge(at [places]bool) {
+	p.judged = firstScore
+	for n := range at {
+		p.scored[n] = p.scored[n] || at[n]
+	}
 }
 
 // score notes where a rule asks for the score; a rule that is not planned may
@@ -45,6 +55,9 @@ func (p *plan) score(r *planned, known bool) {
 
 var everywhere = [places]bool{true, true, true, true, true}
 
+// asks reports whether there is a rule at all.
+func (p *plan) asks() bool { return p.foreign || p.partial || p.mask != 0 }
+
 func (p *plan) needed(found uint64) bool { return p.foreign || found&p.mask != 0 }
 
 // whole reports whether the plan decides without a transaction.
@@ -58,6 +71,7 @@ type planned struct {
 	targets []target
 	deny    bool
 	redact  bool
+	edits   []redaction // replace and truncate
 }
 
 // target is a variable of a rule: a collection, or its names, or one name of it.
@@ -108,6 +122,8 @@ func planRule(raw string, r *rule, phase types.RulePhase) (p planned, ok bool) {
 			p.deny = true
 		case name == "redact":
 			p.redact = true
+		case name == "replace" || name == "truncate":
+			p.edits = append(p.edits, redaction{replaces: true, with: strings.Trim(strings.TrimSpace(value), "'"), rest: name == "truncate"})
 		case name == "t" && strings.EqualFold(strings.TrimSpace(value), "none"):
 		case !plainActions[name] || strings.Contains(value, "%{"):
 			return p, false
@@ -227,7 +243,12 @@ func (e *engine) matches(r *planned, p *plan, texts []text, o *outcome) (first i
 				first = i
 			}
 			if kinds := r.mask & kindMask; r.redact && !target.names && kinds != 0 && !r.rule.shadow {
-				o.redactions = append(o.redactions, redaction{r.rule.id, x, kinds})
+				o.redactions = append(o.redactions, redaction{rule: r.rule.id, text: x, mask: kinds})
+			}
+			for _, edit := range r.edits {
+				if edit.rule, edit.text, edit.mask = r.rule.id, x, r.mask&(kindMask|phraseMask|canary); !target.names && !r.rule.shadow {
+					o.redactions = append(o.redactions, edit)
+				}
 			}
 		}
 	}

@@ -10,10 +10,16 @@ func (p *part) Request(m *fields.Message) error {
 	e := p.policy.engine
 	plan := &e.request
 	prompt, parameter, identifier, named := plan.reads(inPrompt), plan.reads(inParameter), plan.reads(inIdentifier), plan.reads(inNames)
-	s := borrow(p.policy.engine)
+	s := borrow(e)
 	defer s.put()
+	if !p.extends() {
+		defer p.forget() // the next inference finds it in the processor's cache
+	}
+	p.resume()
+	p.crossings = p.crossings[:0]
 	found, all, names := p.room(), uint64(0), uint64(0)
-	prompts := 0
+	prompts, read := 0, 0
+	var single []span // in the prompts in a row
 	for n := range m.Fields {
 		f := &m.Fields[n]
 		text := m.Bytes(f)
@@ -37,6 +43,11 @@ func (p *part) Request(m *fields.Message) error {
 			}
 			s.beneath(text, prompt, 0)
 			s.judge(0)
+			p.note(inPrompt, s.score)
+			for _, x := range s.spans {
+				single = append(single, span{read + x.start, read + x.end, x.kind})
+			}
+			read += len(text)
 			hits = s.found
 		case inParameter:
 			if key := m.Key(f); key != "" && !m.IsElement(f) {
@@ -47,9 +58,14 @@ func (p *part) Request(m *fields.Message) error {
 				}
 			}
 			s.whole(text, parameter)
+			p.note(inParameter, s.score)
 			hits = s.found
 		case inIdentifier:
-			s.whole(text, identifier)
+			if f.Role == fields.Model {
+				s.name(e.names, text, identifier)
+			} else {
+				s.whole(text, identifier)
+			}
 			hits = s.found
 		}
 		if s.over {
@@ -59,7 +75,7 @@ func (p *part) Request(m *fields.Message) error {
 		all |= hits
 	}
 	for n := range m.Tensors {
-		s.whole(m.Name(&m.Tensors[n]), identifier|named)
+		s.name(e.names, m.Name(&m.Tensors[n]), identifier|named)
 		names |= s.found
 		if s.over {
 			return tooDeep()
@@ -67,7 +83,7 @@ func (p *part) Request(m *fields.Message) error {
 	}
 	all |= names
 	p.found = found
-	if joined := p.joined(m, s, prompts, all); joined != 0 {
+	if joined := p.joined(m, s, prompts, all, single); joined != 0 {
 		// What is encoded over several elements shows at the last of them.
 		all |= joined
 		for n := len(m.Fields) - 1; n >= 0; n-- {
@@ -80,7 +96,12 @@ func (p *part) Request(m *fields.Message) error {
 	if s.over {
 		return tooDeep()
 	}
+	for _, c := range p.crossings {
+		found[c.field] |= 1 << c.kind
+		all |= 1 << c.kind
+	}
 	if !plan.needed(all) {
+		p.leave(m)
 		p.annotates = false
 		return nil
 	}
@@ -108,6 +129,9 @@ func (p *part) Request(m *fields.Message) error {
 		texts = append(texts, text{place: inIdentifier, name: "tensor_name", value: v, found: s.found, field: -1})
 	}
 	err := p.act(m, texts, false)
+	if err == nil {
+		p.leave(m)
+	}
 	p.annotates = false
 	return err
 }
@@ -120,41 +144,12 @@ func (p *part) room() []uint64 {
 	return p.found[:0]
 }
 
-// tailBytes is how much of the prompts so far an encoded text may go on from
-// when the next message comes. Chosen: a kilobyte of base64 is 130 words.
-const tailBytes = 1 << 10
-
-// joined reads what is encoded over several elements or messages: all prompts
-// of the message in a row, after the end of those before. hits are the detectors
-// that fired on the prompts one by one.
-func (p *part) joined(m *fields.Message, s *scratch, prompts int, hits uint64) uint64 {
-	e := p.policy.engine
-	mask := e.request.reads(inPrompt) & surfaceMask
-	if mask == 0 || prompts == 0 || prompts == 1 && !p.extends() {
-		return 0
+// forget gives back the matcher of the prompts so far.
+func (p *part) forget() {
+	if p.prompt != nil {
+		p.prompt.put()
+		p.prompt = nil
 	}
-	row := append([]byte(nil), p.tail...)
-	for n := range m.Fields {
-		if f := &m.Fields[n]; placeOf(f.Role) == inPrompt {
-			row = append(row, m.Bytes(f)...)
-		}
-	}
-	s.start(len(row), mask)
-	if prompts > 1 || len(p.tail) > 0 {
-		s.show(row)
-		s.beneath(row, mask, 0)
-		s.judge(hits)
-	}
-	if p.extends() {
-		p.tail = append(p.tail[:0], row[max(0, len(row)-tailBytes):]...)
-	}
-	return s.found
-}
-
-// extends reports whether the inference may have more than one message.
-func (p *part) extends() bool {
-	m := p.inference.Call.Method
-	return m.ClientStreams && !m.Multiplexed
 }
 
 // tooDeep refuses a text that stands for more text than is read.

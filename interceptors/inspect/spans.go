@@ -1,6 +1,10 @@
 package inspect
 
-import "slices"
+import (
+	"math/bits"
+	"slices"
+	"strings"
+)
 
 // span is a piece of a text that a detector found.
 type span struct {
@@ -70,20 +74,61 @@ func letter(c byte) bool    { return c|0x20 >= 'a' && c|0x20 <= 'z' }
 func alnum(c byte) bool     { return digit(c) || letter(c) }
 func tokenChar(c byte) bool { return alnum(c) || c == '_' || c == '-' }
 
-// replace is the text with every span replaced by its kind. Spans that overlap
-// are one, of the kind of the first.
-func replace(text []byte, spans []span) []byte {
+// redacted is what a rule puts in place of what a detector found.
+func redacted(found uint64) string {
+	if found &= kindMask; found != 0 {
+		return "[redacted:" + kinds[bits.TrailingZeros64(found)].name + "]"
+	}
+	return "[redacted]"
+}
+
+// replace is the text with every span replaced as rules say. Spans that overlap
+// are one, of the kind of the first. What comes before from is left out. A text that is
+// sized keeps its length, and what is not replaced its place.
+func replace(text []byte, from int, spans []span, how []redaction, sized bool) []byte {
 	slices.SortStableFunc(spans, func(a, b span) int { return a.start - b.start })
 	out := make([]byte, 0, len(text)+16*len(spans))
-	at := 0
+	at := from
+	if sized {
+		out = append(out, filled("", from)...)
+	}
 	for _, s := range spans {
 		if s.start < at {
+			if sized {
+				out = append(out, filled("", s.end-at)...)
+			}
 			at = max(at, s.end)
 			continue
 		}
 		out = append(out, text[at:s.start]...)
-		out = append(append(append(out, "[redacted:"...), kinds[s.kind].name...), ']')
+		with, rest := redacted(1<<s.kind), false
+		for _, r := range how {
+			if r.replaces && r.mask>>s.kind&1 != 0 {
+				with, rest = r.with, r.rest
+				break
+			}
+		}
 		at = s.end
+		if rest {
+			at = len(text)
+		}
+		if sized {
+			with = filled(with, at-s.start)
+		}
+		if out = append(out, with...); rest {
+			return out
+		}
 	}
 	return append(out, text[at:]...)
+}
+
+// filled is a text of n bytes: with and spaces, or where that is longer, asterisks.
+func filled(with string, n int) string {
+	switch {
+	case n <= 0:
+		return ""
+	case len(with) > n:
+		return strings.Repeat("*", n)
+	}
+	return with + strings.Repeat(" ", n-len(with))
 }

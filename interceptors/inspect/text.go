@@ -22,20 +22,31 @@ type Verdict struct {
 // Text inspects one text as if it were the prompt of a request, at the path
 // "text". It says nothing of rules in shadow. The error is the engine's.
 func (p *Policy) Text(prompt []byte) (Verdict, error) {
+	return p.judgeAlone(text{place: inPrompt, name: "text", value: prompt})
+}
+
+// judgeAlone inspects a text as if it were all of a request.
+func (p *Policy) judgeAlone(t text) (Verdict, error) {
 	e := p.engine
+	if t.place == notInspected {
+		return Verdict{Verdict: "allow", Rules: []string{}}, nil
+	}
 	v := Verdict{Verdict: "allow", Rules: []string{}}
 	s := borrow(e)
 	defer s.put()
-	s.whole(prompt, e.request.mask|scoreMask)
+	s.whole(t.value, e.request.mask|scoreMask)
 	if s.over {
 		v.Verdict, v.Score = "deny", 1
 		return v, nil
 	}
 	v.Score = math.Round(float64(s.score)*1e4) / 1e4
-	if !e.request.needed(s.found) {
+	if t.found = s.found; e.request.reads(t.place)&scoreMask == 0 {
+		t.found &^= scoreMask
+	}
+	if !e.request.needed(t.found) {
 		return v, nil
 	}
-	o, err := e.decide([]text{{place: inPrompt, name: "text", value: prompt, found: s.found}}, false)
+	o, err := e.decide([]text{t}, false)
 	if err != nil {
 		return v, err
 	}

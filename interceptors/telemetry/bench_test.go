@@ -34,9 +34,21 @@ func sampled(ratio float64) trace.TracerProvider {
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(ratio))))
 }
 
-func quiet(tp trace.TracerProvider, mp metric.MeterProvider) *Policy {
-	return New(WithTracerProvider(tp), WithMeterProvider(mp), WithPropagator(propagation.TraceContext{}),
-		WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil))))
+// decides is what the sampler of sampled decides.
+func decides(ratio float64) func(trace.SpanContext, trace.TraceID) bool {
+	root := sdktrace.TraceIDRatioBased(ratio)
+	return func(parent trace.SpanContext, id trace.TraceID) bool {
+		if parent.IsValid() {
+			return parent.IsSampled()
+		}
+		p := sdktrace.SamplingParameters{ParentContext: context.Background(), TraceID: id}
+		return root.ShouldSample(p).Decision == sdktrace.RecordAndSample
+	}
+}
+
+func quiet(tp trace.TracerProvider, mp metric.MeterProvider, opts ...Option) *Policy {
+	return New(append(opts, WithTracerProvider(tp), WithMeterProvider(mp), WithPropagator(propagation.TraceContext{}),
+		WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil))))...)
 }
 
 func sdkMeter() metric.MeterProvider {
@@ -50,6 +62,7 @@ var providers = []struct {
 	{"noop", func() *Policy { return quiet(tracenoop.NewTracerProvider(), metricnoop.NewMeterProvider()) }},
 	{"metrics", func() *Policy { return quiet(tracenoop.NewTracerProvider(), sdkMeter()) }},
 	{"sampled=0.01", func() *Policy { return quiet(sampled(.01), sdkMeter()) }},
+	{"sampler=0.01", func() *Policy { return quiet(sampled(.01), sdkMeter(), WithSampler(decides(.01))) }},
 	{"sampled=1", func() *Policy { return quiet(sampled(1), sdkMeter()) }},
 }
 

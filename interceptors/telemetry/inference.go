@@ -1,6 +1,9 @@
 package telemetry
 
 import (
+	"context"
+	"net"
+	"strconv"
 	"time"
 
 	"github.com/sluicegate/sluice/interceptors"
@@ -28,14 +31,18 @@ type inference struct {
 // start begins the telemetry of an inference. In a trace that is not recorded it
 // has no span: the model server's span is then the child of the RPC span.
 func (c *call) start(i *interceptors.Inference) *inference {
-	n := &inference{call: c, i: i, span: c.span, began: time.Now()}
+	n := &c.single
+	if i.Call.Method.Multiplexed || n.call != nil {
+		n = new(inference)
+	}
+	*n = inference{call: c, i: i, span: c.span, began: time.Now()}
 	n.series = c.metrics.series.get(c.labels(i))
-	ctx := c.call.Context()
-	n.series.active(ctx, 1)
+	n.series.active.Add(1)
 	if !c.span.IsRecording() {
 		return n
 	}
-	ctx, n.span = c.tracer.Start(ctx, n.series.spanName, clientKind...)
+	var ctx context.Context
+	ctx, n.span = c.tracer.Start(c.call.Context(), n.series.spanName, clientKind...)
 	if !i.Call.Method.Multiplexed {
 		c.propagator.Inject(ctx, carrier{&i.Call.Outgoing})
 	}
@@ -97,6 +104,19 @@ func (n *inference) describe() {
 	n.call.identify(n.span)
 }
 
+// server is where the inference went, of the servers of its back end.
+func server(address string) []attribute.KeyValue {
+	host, port, err := net.SplitHostPort(address)
+	switch n, bad := strconv.Atoi(port); {
+	case address == "":
+		return nil
+	case err != nil || bad != nil: // a Unix socket, say
+		return []attribute.KeyValue{semconv.ServerAddress(clean(address))}
+	default:
+		return []attribute.KeyValue{semconv.ServerAddress(clean(host)), semconv.ServerPort(n)}
+	}
+}
+
 // Request has nothing to see: what counts is in the Inference.
 func (n *inference) Request(*fields.Message) error { return nil }
 
@@ -114,7 +134,7 @@ func (n *inference) Response(m *fields.Message) error {
 		}
 		if n.chunks++; n.chunks == 1 {
 			n.first = time.Since(n.began)
-			n.series.firstToken(n.call.call.Context(), n.first.Seconds())
+			n.series.firstToken(n.call.ctx, n.first.Seconds())
 		}
 		break
 	}
@@ -123,7 +143,7 @@ func (n *inference) Response(m *fields.Message) error {
 
 // Observe tells of an event. Unlike the rest it may run beside End.
 func (n *inference) Observe(e interceptors.Event) {
-	n.call.metrics.event(n.call.call.Context(), eventKeys{e.Policy, e.Name})
+	n.call.metrics.event(n.call.ctx, eventKeys{e.Policy, e.Name})
 	if !n.recording {
 		return
 	}
@@ -137,15 +157,16 @@ func (n *inference) Observe(e interceptors.Event) {
 
 // End says what became of the inference.
 func (n *inference) End(o interceptors.Outcome) {
-	i, ctx, code := n.i, n.call.call.Context(), codeOf(o.Err)
+	i, ctx, code := n.i, n.call.ctx, codeOf(o.Err)
 	took := time.Since(n.began)
 	input, output := max(i.InputTokens, i.ReportedInput), max(i.OutputTokens, i.ReportedOutput)
 	failure, d := errorType(o.Err, code), o.Denial()
 
-	n.series.active(ctx, -1)
+	n.series.active.Add(-1)
 	n.call.metrics.inference(ctx, n.series, failure, took.Seconds())
 	if i.Handed { // else the model did no work
 		n.series.usage(ctx, input, output)
+		n.series.drift(ctx, i)
 	}
 	if n.chunks > 1 && output > 1 && o.Err == nil {
 		// As the convention has it: up to the end of the request.
@@ -165,6 +186,7 @@ func (n *inference) End(o interceptors.Outcome) {
 		if failure != "" {
 			kv = append(kv, semconv.ErrorTypeKey.String(failure))
 		}
+		kv = append(kv, server(i.Server)...)
 		n.span.SetAttributes(kv...)
 		if d != nil {
 			n.span.AddEvent(verdictEvent, trace.WithAttributes(verdict(d, outcome)...))

@@ -3,8 +3,10 @@ package telemetry
 import (
 	"context"
 	"maps"
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"weak"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"go.opentelemetry.io/otel"
@@ -23,7 +25,7 @@ type instruments struct {
 	firsts     [2]metric.Float64Histogram
 	perToken   metric.Float64Histogram
 	usage      metric.Int64Histogram
-	activeNow  metric.Int64UpDownCounter
+	drift      metric.Float64Histogram
 	denials    metric.Int64Counter
 	events     metric.Int64Counter
 	calls      cache[callKey, []metric.RecordOption]
@@ -31,6 +33,7 @@ type instruments struct {
 	failures   cache[failureKey, []metric.RecordOption]
 	denialSets cache[denialKey, []metric.AddOption]
 	eventSets  cache[eventKeys, []metric.AddOption]
+	others     atomic.Int64 // active inferences of the series that are too many to be kept
 }
 
 type (
@@ -78,8 +81,9 @@ func newInstruments(m metric.Meter) *instruments {
 		usage: must(m.Int64Histogram(clientTokenUsage, metric.WithUnit(unitTokens),
 			metric.WithDescription("Tokens of an inference that was handed to the model server."),
 			metric.WithExplicitBucketBoundaries(usageBuckets...))),
-		activeNow: must(m.Int64UpDownCounter(activeInferences, metric.WithUnit(unitInference),
-			metric.WithDescription("Inferences that have begun and not ended, waiting ones included."))),
+		drift: must(m.Float64Histogram(driftMetric, metric.WithUnit(unitRatio),
+			metric.WithDescription("Tokens of an inference that the model server reported, for each that was counted here."),
+			metric.WithExplicitBucketBoundaries(driftBuckets...))),
 		denials: must(m.Int64Counter(denialsMetric, metric.WithUnit(unitDenial),
 			metric.WithDescription("Calls and inferences that were refused or cut."))),
 		events: must(m.Int64Counter(eventsMetric, metric.WithUnit(unitEvent),
@@ -107,7 +111,38 @@ func newInstruments(m metric.Meter) *instruments {
 	ins.eventSets.build = func(k eventKeys) []metric.AddOption {
 		return addSet(policyKey.String(k.policy), eventKey.String(k.name))
 	}
+	ins.countActive(m)
 	return ins
+}
+
+// overflow is what the SDK calls what has too many label sets to be told apart.
+var overflow = metric.WithAttributeSet(attribute.NewSet(attribute.Bool("otel.metric.overflow", true)))
+
+// countActive has the active inferences read whenever metrics are collected: to tell
+// the SDK of each one's begin and end would cost more than all else that is done for
+// it here but the histograms. It goes on as long as the instruments are in use.
+func (ins *instruments) countActive(m metric.Meter) {
+	active := must(m.Int64ObservableUpDownCounter(activeInferences, metric.WithUnit(unitInference),
+		metric.WithDescription("Inferences that have begun and not ended, waiting ones included.")))
+	used := weak.Make(ins)
+	registered, err := m.RegisterCallback(func(_ context.Context, o metric.Observer) error {
+		ins := used.Value()
+		if ins == nil {
+			return nil
+		}
+		for _, s := range ins.series.all() {
+			o.ObserveInt64(active, s.active.Load(), s.set)
+		}
+		if ins.series.full() {
+			o.ObserveInt64(active, ins.others.Load(), overflow)
+		}
+		return nil
+	}, active)
+	if err != nil {
+		otel.Handle(err)
+		return
+	}
+	runtime.AddCleanup(ins, func(r metric.Registration) { _ = r.Unregister() }, registered)
 }
 
 // must hands on an instrument. What can go wrong is a clash with another's of
@@ -173,7 +208,8 @@ type series struct {
 	*instruments
 	spanName      string
 	attributes    []attribute.KeyValue // of the span; the model is not among them
-	add           []metric.AddOption
+	active        *atomic.Int64
+	set           metric.MeasurementOption
 	record        []metric.RecordOption
 	input, output []metric.RecordOption
 }
@@ -183,22 +219,24 @@ func (ins *instruments) newSeries(l labels) *series {
 	with := func(more attribute.KeyValue) []metric.RecordOption {
 		return recordSet(append(kv[:len(kv):len(kv)], more)...)
 	}
+	set := metric.WithAttributeSet(attribute.NewSet(append([]attribute.KeyValue(nil), kv...)...))
 	s := &series{
-		labels: l, instruments: ins,
+		labels: l, instruments: ins, active: new(atomic.Int64),
 		spanName:   l.operation,
 		attributes: kv[:2:2],
 		input:      with(semconv.GenAITokenTypeKey.String(tokenInput)),
 		output:     with(semconv.GenAITokenTypeKey.String(tokenOutput)),
-		record:     recordSet(append([]attribute.KeyValue(nil), kv...)...),
-		add:        addSet(append([]attribute.KeyValue(nil), kv...)...),
+		set:        set,
+		record:     []metric.RecordOption{set},
+	}
+	if ins.series.full() {
+		s.active = &ins.others
 	}
 	if l.model != "" {
 		s.spanName += " " + l.model
 	}
 	return s
 }
-
-func (s *series) active(ctx context.Context, n int64) { s.activeNow.Add(ctx, n, s.add...) }
 
 func (s *series) firstToken(ctx context.Context, seconds float64) {
 	s.firsts[side(s.client)].Record(ctx, seconds, s.record...)
@@ -219,6 +257,16 @@ func (s *series) usage(ctx context.Context, input, output int64) {
 	}
 }
 
+// drift tells how far the model server's count is from ours, where there are both.
+func (s *series) drift(ctx context.Context, i *interceptors.Inference) {
+	if i.ReportedInput > 0 && i.InputTokens > 0 {
+		s.instruments.drift.Record(ctx, float64(i.ReportedInput)/float64(i.InputTokens), s.input...)
+	}
+	if i.ReportedOutput > 0 && i.OutputTokens > 0 {
+		s.instruments.drift.Record(ctx, float64(i.ReportedOutput)/float64(i.OutputTokens), s.output...)
+	}
+}
+
 // maxCached bounds each cache. It is about the number of sets that the SDK
 // keeps of one metric (2,000) before it lumps the rest together.
 const maxCached = 2048
@@ -232,18 +280,19 @@ type cache[K comparable, V any] struct {
 }
 
 func (c *cache[K, V]) get(k K) V {
-	if m := c.entries.Load(); m != nil {
-		if v, ok := (*m)[k]; ok {
-			return v
-		}
+	if v, ok := c.all()[k]; ok {
+		return v
 	}
-	v := c.build(k)
+	if c.full() {
+		return c.build(k)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var old map[K]V
-	if m := c.entries.Load(); m != nil {
-		old = *m
+	old := c.all()
+	if v, ok := old[k]; ok { // another was faster
+		return v
 	}
+	v := c.build(k)
 	if len(old) >= maxCached {
 		return v
 	}
@@ -253,3 +302,14 @@ func (c *cache[K, V]) get(k K) V {
 	c.entries.Store(&next)
 	return v
 }
+
+// all is what the cache holds. Not to be changed.
+func (c *cache[K, V]) all() map[K]V {
+	if m := c.entries.Load(); m != nil {
+		return *m
+	}
+	return nil
+}
+
+// full says whether the cache holds all that it ever will.
+func (c *cache[K, V]) full() bool { return len(c.all()) >= maxCached }

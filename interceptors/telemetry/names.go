@@ -25,6 +25,28 @@ const (
 	activeInferences    = "sluice.inferences.active"
 	denialsMetric       = "sluice.denials"
 	eventsMetric        = "sluice.events"
+	driftMetric         = "sluice.tokens.drift"
+	unitRatio           = "1"
+	poolCapacity        = "sluice.pool.permits.capacity"
+	poolInUse           = "sluice.pool.permits.in_use"
+	poolGateways        = "sluice.pool.gateways"
+	poolQueueLength     = "sluice.pool.queue.length"
+	poolQueueWait       = "sluice.pool.queue.wait"
+	poolRefused         = "sluice.pool.refused"
+	poolTenantInUse     = "sluice.pool.tenant.permits.in_use"
+	poolTenantLength    = "sluice.pool.tenant.queue.length"
+	poolTenantWait      = "sluice.pool.tenant.queue.wait"
+	poolTenantServed    = "sluice.pool.tenant.served"
+	serverReady         = "sluice.server.ready"
+	serverEjected       = "sluice.server.ejected"
+	serverInUse         = "sluice.server.permits.in_use"
+	serverWaiting       = "sluice.server.reported.waiting"
+	serverRunning       = "sluice.server.reported.running"
+	serverUtilization   = "sluice.server.reported.utilization"
+	unitOne             = "1"
+	unitServer          = "{server}"
+	unitPermit          = "{permit}"
+	unitGateway         = "{gateway}"
 	unitSeconds         = "s"
 	unitTokens          = "{token}"
 	unitInference       = "{inference}"
@@ -60,6 +82,8 @@ const (
 	reasonKey      = attribute.Key("sluice.reason")
 	fieldKey       = attribute.Key("sluice.field")
 	eventKey       = attribute.Key("sluice.event")
+	poolKey        = attribute.Key("sluice.pool")
+	priorityKey    = attribute.Key("sluice.priority")
 )
 
 // The bucket boundaries, as the conventions advise them.
@@ -70,6 +94,9 @@ var (
 	perTokenBuckets   = []float64{.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5}
 	usageBuckets      = []float64{1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864}
 )
+
+// driftBuckets are closest where two tokenizers of one family are apart. Chosen.
+var driftBuckets = []float64{.25, .5, .75, .9, .95, .99, 1.01, 1.05, 1.1, 1.25, 1.5, 2, 4}
 
 // codeNames are the gRPC status codes as the conventions write them.
 var codeNames = [...]string{

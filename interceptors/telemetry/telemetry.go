@@ -37,7 +37,10 @@ import (
 // the chain, so that it sees what all the others do. It is safe for concurrent
 // use.
 type Policy struct {
+	tracers     trace.TracerProvider
 	tracer      trace.Tracer
+	sampled     func(parent trace.SpanContext, id trace.TraceID) bool
+	meter       metric.Meter
 	metrics     *instruments
 	log         *slog.Logger
 	propagator  propagation.TextMapPropagator
@@ -48,9 +51,8 @@ type Policy struct {
 }
 
 type options struct {
-	tracers trace.TracerProvider
-	meters  metric.MeterProvider
-	policy  Policy
+	meters func() (metric.Meter, *instruments)
+	policy Policy
 }
 
 // Option changes what New makes.
@@ -58,12 +60,18 @@ type Option func(*options)
 
 // WithTracerProvider sets where spans go. Default: otel.GetTracerProvider.
 func WithTracerProvider(p trace.TracerProvider) Option {
-	return func(o *options) { o.tracers = p }
+	return func(o *options) { o.policy.tracers = p }
 }
 
-// WithMeterProvider sets where metrics go. Default: otel.GetMeterProvider.
+// WithMeterProvider sets where metrics go. Default: otel.GetMeterProvider. Policies
+// that are made with the same Option share what they count with, so that a count goes
+// on when one of them takes another's place.
 func WithMeterProvider(p metric.MeterProvider) Option {
-	return func(o *options) { o.meters = p }
+	meters := sync.OnceValues(func() (metric.Meter, *instruments) {
+		m := p.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL))
+		return m, newInstruments(m)
+	})
+	return func(o *options) { o.meters = meters }
 }
 
 // WithLogger sets where log records go. Default: slog.Default, as it is when New is called.
@@ -76,6 +84,19 @@ func WithLogger(l *slog.Logger) Option {
 // it; propagation.TraceContext is the usual one.
 func WithPropagator(p propagation.TextMapPropagator) Option {
 	return func(o *options) { o.policy.propagator = p }
+}
+
+// WithSampler tells the policy what the tracer provider's sampler decides, so that
+// a call that is not sampled need not ask it, which costs several times as much as
+// the decision: sampled reports whether the span of a call is recorded, given its
+// parent (the zero value for none) and the id of its trace. It must be what the
+// provider's sampler says, which is asked again where it is true, and must be safe
+// for concurrent use. Where it is false the span gets a random id, as the SDK's own
+// do, and the flags and state of its parent; so the provider's generator of ids and
+// a sampler that changes the trace state are for programs that do without this
+// option. Default: the provider decides each time.
+func WithSampler(sampled func(parent trace.SpanContext, id trace.TraceID) bool) Option {
+	return func(o *options) { o.policy.sampled = sampled }
 }
 
 // WithPublicEndpoint is for a server whose callers are strangers: each call
@@ -103,54 +124,34 @@ func New(opts ...Option) *Policy {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	if o.tracers == nil {
-		o.tracers = otel.GetTracerProvider()
-	}
 	if o.meters == nil {
-		o.meters = otel.GetMeterProvider()
+		WithMeterProvider(otel.GetMeterProvider())(&o)
 	}
 	p := &o.policy
+	if p.tracers == nil {
+		p.tracers = otel.GetTracerProvider()
+	}
 	if p.log == nil {
 		p.log = slog.Default()
 	}
 	if p.propagator == nil {
 		p.propagator = otel.GetTextMapPropagator()
 	}
-	p.tracer = o.tracers.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL))
-	p.metrics = newInstruments(o.meters.Meter(scope, metric.WithSchemaURL(semconv.SchemaURL)))
+	p.tracer = p.tracers.Tracer(scope, trace.WithSchemaURL(semconv.SchemaURL))
+	p.meter, p.metrics = o.meters()
 	return p
 }
 
 // Name is "telemetry".
 func (p *Policy) Name() string { return "telemetry" }
 
-var (
-	serverKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
-	clientKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
-)
-
 // Begin continues the caller's trace, or starts one, with the RPC span. If the
 // call's context already holds a span of this process (that of a stats handler,
 // or of the client code that makes the call) the RPC span is its child.
 func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
-	ctx, kind := c.Context(), serverKind
-	switch local := trace.SpanContextFromContext(ctx); {
-	case c.Client:
-		kind = clientKind
-	case local.IsValid() && !local.IsRemote():
-	case p.public:
-		remote := trace.SpanContextFromContext(p.propagator.Extract(ctx, carrier{&c.Metadata}))
-		kind = append(kind[:1:1], trace.WithNewRoot())
-		if remote.IsValid() {
-			kind = append(kind, trace.WithLinks(trace.Link{SpanContext: remote}))
-		}
-	default:
-		ctx = p.propagator.Extract(ctx, carrier{&c.Metadata})
-	}
-	method := methodLabel(c)
-	ctx, span := p.tracer.Start(ctx, method, kind...)
-	c.SetContext(ctx)
-	p.propagator.Inject(ctx, carrier{&c.Outgoing})
+	part := &call{Policy: p, call: c, method: methodLabel(c)}
+	method, span := part.method, part.startSpan()
+	p.propagator.Inject(part.ctx, carrier{&c.Outgoing})
 	if span.IsRecording() {
 		span.SetAttributes(rpcSystem, semconv.RPCMethod(method))
 		if c.Method == nil {
@@ -167,7 +168,7 @@ func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
 			}
 		}
 	}
-	return &call{Policy: p, call: c, span: span, method: method}, nil
+	return part, nil
 }
 
 // methodLabel is "package.Service/Method" for the methods of the back ends.
@@ -182,8 +183,13 @@ func methodLabel(c *interceptors.Call) string {
 type call struct {
 	*Policy
 	call   *interceptors.Call
+	ctx    context.Context // the call's, with the span outermost: what is measured looks for it
 	span   trace.Span
 	method string
+
+	// Space for what most calls need, so that one allocation does for all.
+	unrecorded unrecorded
+	single     inference
 
 	mu   sync.Mutex
 	told error // the last error that an inference of the call ended with
@@ -219,7 +225,7 @@ func (c *call) Refused(i *interceptors.Inference, d *interceptors.Denial) {
 
 // End ends the RPC span.
 func (c *call) End(o interceptors.Outcome) {
-	ctx, code := c.call.Context(), codeOf(o.Err)
+	ctx, code := c.ctx, codeOf(o.Err)
 	seconds := time.Since(c.call.Began).Seconds()
 	c.metrics.call(ctx, callKey{c.method, code, c.call.Client}, seconds)
 

@@ -1,122 +1,125 @@
-// Package tokens counts tokens without a tokenizer.
+// Package tokens counts tokens: with the model's own tokenizer where there is one, or words.
 //
-// Only the model's own tokenizer can say how many tokens a text is. Where the
-// model server reports its count, that counts. This package's count is the
-// floor under it, and all there is where nothing is reported: cheap, and the
-// same however the text is cut into pieces.
+// Where the model server reports its count, that counts. This package's count is the
+// floor under it. With a [Tokenizer] it is the count of the text so far, as if it ended
+// there, after every piece of it; without, it counts words, which is cheap. Either is
+// the same however the text is cut into pieces.
 package tokens
 
-import (
-	"unicode"
-	"unicode/utf8"
-)
+import "unicode/utf8"
 
-// longWord is the number of bytes after which a word counts as one token more.
-// English subword tokenizers write about four bytes a token; common words are
-// one token however long. Sixteen leaves words whole and still makes a megabyte
-// without a space cost 65,536 tokens; or one of nothing but spaces. Chosen, not
-// measured.
-const longWord = 16
-
-// Counter counts the words of a text that arrives in pieces. A word is a run
-// of characters without white space; characters of scripts that are written
-// without spaces (CJK, Thai and their like) count one each, as does each
-// further 16 bytes of a long word. The white space between words is free, but
-// each 16 bytes of it on end count one. The zero value is ready. It is not safe
-// for concurrent use.
+// Counter counts the tokens of a text that arrives in pieces. The zero value is ready,
+// and counts words; [Tokenizer.Counter] makes one that counts tokens. It is not safe for
+// concurrent use.
 type Counter struct {
-	run     int // bytes of the word so far; 0 between words
-	blank   int // bytes of white space so far; 0 in a word
-	partial [utf8.UTFMax]byte
-	n       int // bytes in partial: the beginning of a character that was cut
+	words     words
+	tokenizer *Tokenizer
+	tail      []byte // what more text may still change
+	tokens    int64  // of the tail, as it stands
+	begun     bool
 }
 
-// Add counts the tokens that begin in the next piece of the text. It takes
-// time linear in the piece.
-func (c *Counter) Add(text []byte) int64 {
-	var count int64
-	for c.n > 0 && len(text) > 0 {
-		c.partial[c.n] = text[0]
-		c.n++
-		text = text[1:]
-		if p := c.partial[:c.n]; utf8.FullRune(p) {
-			r, size := utf8.DecodeRune(p)
-			count += c.rune(r, size)
-			rest := append([]byte(nil), p[size:]...) // after a broken character only
-			c.n = 0
-			count += c.Add(rest)
-		}
-	}
-	for len(text) > 0 {
-		if text[0] < utf8.RuneSelf {
-			n, k := c.ascii(text)
-			count, text = count+n, text[k:]
-			continue
-		}
-		if !utf8.FullRune(text) {
-			c.n = copy(c.partial[:], text)
-			break
-		}
-		r, size := utf8.DecodeRune(text)
-		count += c.rune(r, size)
-		text = text[size:]
-	}
-	return count
-}
-
-// ascii counts the k bytes of text before the first that is not ASCII.
-func (c *Counter) ascii(text []byte) (count int64, k int) {
-	run, blank := c.run, c.blank // in registers: this is what most text is
-	for k < len(text) && text[k] < utf8.RuneSelf {
-		if b := text[k]; b == ' ' || b >= '\t' && b <= '\r' {
-			run, blank = 0, blank+1
-			if blank%longWord == 0 {
-				count++
-			}
-		} else {
-			if run%longWord == 0 {
-				count++
-			}
-			run, blank = run+1, 0
-		}
-		k++
-	}
-	c.run, c.blank = run, blank
-	return count, k
-}
-
-// Break ends the word in hand: what follows is another text.
-func (c *Counter) Break() { *c = Counter{} }
-
-func (c *Counter) rune(r rune, size int) int64 {
-	if unicode.IsSpace(r) {
-		return c.space(size)
-	}
-	c.blank = 0
-	if unspaced(r) {
-		c.run = 0
-		return 1
-	}
-	before := (c.run + longWord - 1) / longWord
-	c.run += size
-	return int64((c.run+longWord-1)/longWord - before)
-}
-
-func (c *Counter) space(size int) int64 {
-	before := c.blank / longWord
-	c.run, c.blank = 0, c.blank+size
-	return int64(c.blank/longWord - before)
-}
-
-// unspaced reports whether a character belongs to a script that is written
-// without spaces between words: from CJK radicals to Hangul and the
-// supplementary ideographs, and Thai to Myanmar.
-func unspaced(r rune) bool {
-	return r >= 0x2E80 && r <= 0xD7FF || r >= 0xF900 && r <= 0xFAFF || r >= 0x20000 && r <= 0x3FFFF ||
-		r >= 0x0E00 && r <= 0x109F || r >= 0x1780 && r <= 0x17FF
-}
+// Counter makes a counter of the tokens of one text.
+func (t *Tokenizer) Counter() Counter { return Counter{tokenizer: t} }
 
 // Count is the number of tokens in a whole text.
+func (t *Tokenizer) Count(text []byte) int64 {
+	c := t.Counter()
+	return c.Add(text)
+}
+
+// Add counts the next piece of the text: how many tokens the text so far has more
+// than before. It may have fewer, as where letters become a word that is one token.
+// It takes time linear in the piece, and what of the text before may still change, which
+// is less than a kilobyte and mostly a word.
+func (c *Counter) Add(text []byte) int64 {
+	if c.tokenizer == nil {
+		return c.words.add(text)
+	}
+	if len(text) == 0 {
+		return 0
+	}
+	text = c.join(text)
+	settled, done, open := c.tokenizer.measure(text, known(text))
+	c.tail = append(c.tail[:0], text[settled:]...)
+	if cap(c.tail) > maxTail {
+		c.tail = append(make([]byte, 0, window), c.tail...)
+	}
+	more := done + open - c.tokens
+	c.tokens = open
+	return more
+}
+
+// maxTail is the most room that a counter keeps from one piece of text to the next.
+const maxTail = 4 << 10
+
+// join puts the tail before the next piece of the text.
+func (c *Counter) join(text []byte) []byte {
+	if p := c.tokenizer.prefix; !c.begun && (p == alwaysAdded || p == prefixed && text[0] != ' ') {
+		c.tail = append(c.tail[:0], ' ')
+	}
+	c.begun = true
+	if len(c.tail) == 0 {
+		return text
+	}
+	c.tail = append(c.tail, text...)
+	return c.tail
+}
+
+// known is how much of a text is there for certain if more may follow: all but the
+// beginning of a character.
+func known(text []byte) int {
+	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
+		if last := text[len(text)-n:]; utf8.RuneStart(last[0]) {
+			if !utf8.FullRune(last) {
+				return len(text) - n
+			}
+			break
+		}
+	}
+	return len(text)
+}
+
+// Break ends the text: what follows is another.
+func (c *Counter) Break() {
+	c.words = words{}
+	c.tail, c.tokens, c.begun = c.tail[:0], 0, false
+}
+
+// Copy makes the counter what another is. It keeps its own room.
+func (c *Counter) Copy(from *Counter) {
+	tail := append(c.tail[:0], from.tail...)
+	*c = *from
+	c.tail = tail
+}
+
+// Fits is how many bytes of the next piece of the text can be added for no more
+// than so many tokens more: up to the end of a token, and of a character. It needs a
+// tokenizer; without, nothing fits. The counter stays as it was.
+func (c *Counter) Fits(text []byte, tokens int64) int {
+	if c.tokenizer == nil || len(text) == 0 {
+		return 0
+	}
+	var at Counter
+	at.Copy(c)
+	whole := at.join(text)
+	before := len(whole) - len(text)
+	ends := c.tokenizer.ends(whole)
+	// The beginning of a text may split into other tokens than it does as a part of the
+	// whole, so each end is tried. The first is nearly always right.
+	n := int(min(int64(len(ends)), max(0, tokens+c.tokens))) - 1
+	for least := max(0, n-7); n >= least && ends[n] > before; n-- {
+		fits := text[:ends[n]-before]
+		fits = fits[:known(fits)]
+		at.Copy(c)
+		if len(fits) > 0 && at.Add(fits) <= tokens {
+			return len(fits)
+		}
+	}
+	return 0
+}
+
+// Count is the number of words in a whole text.
 func Count(text []byte) int64 {
 	var c Counter
 	return c.Add(text)

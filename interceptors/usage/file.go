@@ -3,10 +3,15 @@ package usage
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"math"
 	"os"
+	"strconv"
 	"sync/atomic"
 	"time"
+
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 const (
@@ -20,6 +25,8 @@ const (
 	look = time.Second
 	// told is how often the loss of records is logged. Chosen.
 	told = 10 * time.Second
+	// defaultKeep is how many rotated files there are. Chosen.
+	defaultKeep = 5
 	// patience is how long Close waits for the disk. Chosen.
 	patience = 5 * time.Second
 )
@@ -28,7 +35,10 @@ const (
 // has all but the queue and the counters.
 type file struct {
 	path  string
+	most  int64 // bytes; above them it is rotated. 0: it is not
+	keep  int   // rotated ones
 	log   *slog.Logger
+	count func(int64) // of lost records
 	queue chan record
 	stop  chan struct{}
 	done  chan struct{}
@@ -37,13 +47,19 @@ type file struct {
 	logged atomic.Int64 // when, in Unix nanoseconds
 
 	out  *os.File // nil: it could not be opened
-	torn bool     // the last line has no end
+	size int64
+	torn bool // the last line has no end
 	buf  bytes.Buffer
 	enc  *json.Encoder
 }
 
-func openFile(path string, log *slog.Logger) (*file, error) {
-	f := &file{path: path, log: log, queue: make(chan record, queued), stop: make(chan struct{}), done: make(chan struct{})}
+func openFile(c *configv1.Usage, log *slog.Logger, count func(int64)) (*file, error) {
+	f := &file{path: c.GetFile(), most: int64(min(c.GetMaxBytes(), math.MaxInt64)), keep: int(c.GetKeep()), log: log, count: count}
+	if f.keep == 0 {
+		f.keep = defaultKeep
+	}
+	f.queue = make(chan record, queued)
+	f.stop, f.done = make(chan struct{}), make(chan struct{})
 	if err := f.open(); err != nil {
 		return nil, err
 	}
@@ -59,8 +75,9 @@ func (f *file) open() error {
 	if err != nil {
 		return err
 	}
-	f.out, f.torn = out, false
+	f.out, f.torn, f.size = out, false, 0
 	if info, err := out.Stat(); err == nil && info.Mode().IsRegular() && info.Size() > 0 {
+		f.size = info.Size()
 		var last [1]byte
 		_, err := out.ReadAt(last[:], info.Size()-1)
 		f.torn = err == nil && last[0] != '\n'
@@ -79,6 +96,7 @@ func (f *file) put(r record) {
 
 // lose counts records that are lost, and logs it now and then.
 func (f *file) lose(n int64, err error) {
+	f.count(n)
 	all, now, last := f.lost.Add(n), time.Now().UnixNano(), f.logged.Load()
 	if now-last < int64(told) || !f.logged.CompareAndSwap(last, now) {
 		return
@@ -132,6 +150,9 @@ func (f *file) write() {
 	n := 0
 	if f.out != nil && !f.torn {
 		if n, err = f.out.Write(lines); err == nil {
+			if f.size += int64(n); f.most > 0 && f.size >= f.most {
+				f.rotate()
+			}
 			return
 		}
 	}
@@ -141,6 +162,28 @@ func (f *file) write() {
 		f.out = nil // until the next look
 	}
 }
+
+// rotate moves the file to FILE.1, that to FILE.2 and so on; the oldest goes. What fails
+// is tried again after the next write.
+func (f *file) rotate() {
+	for n := f.keep - 1; n > 0; n-- {
+		if err := os.Rename(f.numbered(n), f.numbered(n+1)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			f.lose(0, err)
+			return
+		}
+	}
+	if err := os.Rename(f.path, f.numbered(1)); err != nil {
+		f.lose(0, err)
+		return
+	}
+	_ = f.out.Close()
+	if err := f.open(); err != nil {
+		f.out = nil // until the next look
+		f.lose(0, err)
+	}
+}
+
+func (f *file) numbered(n int) string { return f.path + "." + strconv.Itoa(n) }
 
 // follow opens the file anew if it was moved away, or could not be written.
 func (f *file) follow() {

@@ -1,14 +1,17 @@
 // Package usage writes down every inference, for showback: a line of JSON each, in
-// a file that is only appended to. It says who called, the model, tokens, what was
-// charged to which budget, and how it ended; never a prompt or an output.
+// a file that is only appended to, or an OpenTelemetry log record. It says who called,
+// the model, tokens, what was charged to which budget, and how it ended; never a prompt
+// or an output.
 //
 // To write never holds an inference up, and never fails one: records wait in a
 // queue, and those for which there is no room, or which the disk does not take,
-// are lost, counted and logged.
+// are lost, counted (sluice.usage.lost) and logged. So it is with the records that
+// OpenTelemetry takes: its SDK counts and logs what it loses.
 //
 // The file may be moved away at any time (as logrotate does): within a second a new
-// one is begun in its place. It is not written through to the disk: what the process
-// had written survives its end, that of the machine may cost the last seconds.
+// one is begun in its place. Or it is moved when it has reached a size. It is not
+// written through to the disk: what the process had written survives its end, that of
+// the machine may cost the last seconds.
 package usage
 
 import (
@@ -19,6 +22,9 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel"
+	otellog "go.opentelemetry.io/otel/log"
+	"go.opentelemetry.io/otel/metric"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -26,28 +32,77 @@ import (
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 // Policy is the policy that writes records. It refuses nothing. It must come before
 // the policies whose charges it is to see. It is safe for concurrent use.
-type Policy struct{ file *file }
+type Policy struct {
+	file   *file          // nil: there is none
+	logger otellog.Logger // nil: there is none
+}
+
+// Option is something that a policy needs to know beside its configuration.
+type Option func(*options)
+
+type options struct {
+	loggers otellog.LoggerProvider
+	meters  metric.MeterProvider
+}
+
+// WithLoggerProvider sets where OpenTelemetry records go. Default: otel.GetLoggerProvider.
+func WithLoggerProvider(p otellog.LoggerProvider) Option { return func(o *options) { o.loggers = p } }
+
+// WithMeterProvider sets where metrics go. Default: otel.GetMeterProvider.
+func WithMeterProvider(p metric.MeterProvider) Option { return func(o *options) { o.meters = p } }
+
+// scope names what OpenTelemetry gets from here.
+const scope = "github.com/sluicegate/sluice/interceptors/usage"
 
 // Open makes a policy that appends to a file, which is made if it is not there, for us
-// alone to read. Close it.
-func Open(path string, log *slog.Logger) (*Policy, error) {
-	f, err := openFile(path, log)
+// alone to read, or emits OpenTelemetry records, or both. Close it.
+func Open(c *configv1.Usage, log *slog.Logger, opts ...Option) (*Policy, error) {
+	var o options
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.loggers == nil {
+		o.loggers = otel.GetLoggerProvider()
+	}
+	if o.meters == nil {
+		o.meters = otel.GetMeterProvider()
+	}
+	p := new(Policy)
+	if c.GetOtlp() {
+		p.logger = o.loggers.Logger(scope)
+	}
+	if c.GetFile() == "" {
+		return p, nil
+	}
+	lost, err := o.meters.Meter(scope).Int64Counter("sluice.usage.lost", metric.WithUnit("{record}"),
+		metric.WithDescription("Usage records that the file did not take."))
 	if err != nil {
 		return nil, err
 	}
-	return &Policy{file: f}, nil
+	p.file, err = openFile(c, log, func(n int64) { lost.Add(context.Background(), n) })
+	return p, err
 }
 
 // Close writes what is queued; it waits for the disk for 5 seconds at most. All
 // inferences must have ended.
-func (p *Policy) Close() { p.file.close() }
+func (p *Policy) Close() {
+	if p.file != nil {
+		p.file.close()
+	}
+}
 
-// Lost is how many records were lost so far.
-func (p *Policy) Lost() int64 { return p.file.lost.Load() }
+// Lost is how many records the file lost so far.
+func (p *Policy) Lost() int64 {
+	if p.file == nil {
+		return 0
+	}
+	return p.file.lost.Load()
+}
 
 // Name is "usage".
 func (p *Policy) Name() string { return "usage" }
@@ -64,19 +119,19 @@ func (p *Policy) Begin(c *interceptors.Call) (interceptors.CallPolicy, error) {
 type call Policy
 
 func (c *call) Start(i *interceptors.Inference) (interceptors.InferencePolicy, error) {
-	return &inference{file: c.file, i: i, began: time.Now()}, nil
+	return &inference{to: (*Policy)(c), i: i, began: time.Now()}, nil
 }
 
 // Refused writes down what the chain refused before any policy saw it.
 func (c *call) Refused(i *interceptors.Inference, d *interceptors.Denial) {
-	(&inference{file: c.file, i: i, began: time.Now()}).End(interceptors.Outcome{Err: d})
+	(&inference{to: (*Policy)(c), i: i, began: time.Now()}).End(interceptors.Outcome{Err: d})
 }
 
 func (c *call) End(interceptors.Outcome) {}
 
 // inference is the policy's part in one inference.
 type inference struct {
-	file    *file
+	to      *Policy
 	i       *interceptors.Inference
 	began   time.Time
 	charges []charge
@@ -173,7 +228,16 @@ func (n *inference) End(o interceptors.Outcome) {
 	if d := o.Denial(); d != nil {
 		r.Policy, r.Reason = d.Policy, d.Reason
 	}
-	n.file.put(r)
+	if n.to.file != nil {
+		n.to.file.put(r)
+	}
+	if n.to.logger != nil {
+		ctx := c.Context()
+		if ctx == nil {
+			ctx = context.Background()
+		}
+		n.to.logger.Emit(ctx, r.otel())
+	}
 }
 
 // outcome sums up how an inference ended, as telemetry does.

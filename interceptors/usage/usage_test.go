@@ -27,6 +27,7 @@ import (
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/dialect"
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func opened(t *testing.T, path string) (*Policy, *buffer) {
 	t.Helper()
 	log := new(buffer)
-	p, err := Open(path, slog.New(slog.NewTextHandler(log, nil)))
+	p, err := Open(&configv1.Usage{File: path}, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,13 +324,13 @@ func TestADiskThatHangs(t *testing.T) {
 }
 
 func TestAFileThatCannotBeOpened(t *testing.T) {
-	if _, err := Open(filepath.Join(t.TempDir(), "none", "usage.jsonl"), slog.New(slog.NewTextHandler(io.Discard, nil))); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Open(&configv1.Usage{File: filepath.Join(t.TempDir(), "none", "usage.jsonl")}, slog.New(slog.NewTextHandler(io.Discard, nil))); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%v", err)
 	}
 }
 
 func BenchmarkRecord(b *testing.B) {
-	p, err := Open(filepath.Join(b.TempDir(), "usage.jsonl"), slog.New(slog.NewTextHandler(io.Discard, nil)))
+	p, err := Open(&configv1.Usage{File: filepath.Join(b.TempDir(), "usage.jsonl")}, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -248,7 +248,8 @@ const (
 )
 
 // idle measures what an open stream costs in memory: the resident memory of a
-// fresh process with 500 of them, less that after 100 calls.
+// fresh process with 500 of them, less that after 100 calls, both without garbage
+// where the process is one of ours.
 func idle(ctx context.Context, o options, r *report, peers []peer, mtls *identity.Source) error {
 	n := min(o.rounds, 3)
 	if o.quick {
@@ -260,7 +261,7 @@ func idle(ctx context.Context, o options, r *report, peers []peer, mtls *identit
 			if err != nil {
 				return fmt.Errorf("%s through %s: %w", idleStreams, p.name, err)
 			}
-			r.idle[p.name] = append(r.idle[p.name], kib)
+			r.addIdle(p.name, kib)
 		}
 		fmt.Fprintf(os.Stderr, "bench: round %d, %s\n", round+1, idleStreams)
 	}

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/propagation"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -62,7 +64,8 @@ func identityOf(certs string) *configv1.Identity {
 	return c
 }
 
-// serveGateway is Sluice with every policy on, one trace in a hundred sampled.
+// serveGateway is Sluice with every policy on, as the program sets its telemetry up;
+// one trace in a hundred is sampled.
 func serveGateway(l net.Listener, backend, certs string, responses bool) (stop func(), err error) {
 	cfg, err := everything(backend, certs, responses)
 	if err != nil {
@@ -99,13 +102,22 @@ func everything(backend, certs string, responses bool) (*configv1.Config, error)
 }
 
 func configOptions() config.Options {
-	tracer := sdktrace.NewTracerProvider(
-		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(0.01))),
-		sdktrace.WithBatcher(noSpans{}))
+	root := sdktrace.TraceIDRatioBased(0.01)
+	tracer := sdktrace.NewTracerProvider(sdktrace.WithSampler(sdktrace.ParentBased(root)), sdktrace.WithBatcher(noSpans{}))
+	sampled := func(parent trace.SpanContext, id trace.TraceID) bool {
+		if parent.IsValid() {
+			return parent.IsSampled()
+		}
+		p := sdktrace.SamplingParameters{ParentContext: context.Background(), TraceID: id}
+		return root.ShouldSample(p).Decision == sdktrace.RecordAndSample
+	}
 	meter := sdkmetric.NewMeterProvider(sdkmetric.WithReader(sdkmetric.NewManualReader()))
 	return config.Options{
-		Logger:    slog.New(slog.NewJSONHandler(io.Discard, nil)),
-		Telemetry: []telemetry.Option{telemetry.WithTracerProvider(tracer), telemetry.WithMeterProvider(meter)},
+		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)),
+		Telemetry: []telemetry.Option{
+			telemetry.WithTracerProvider(tracer), telemetry.WithSampler(sampled),
+			telemetry.WithMeterProvider(meter), telemetry.WithPropagator(propagation.TraceContext{}),
+		},
 	}
 }
 
@@ -130,10 +142,11 @@ func (frameCodec) Unmarshal(d mem.BufferSlice, v any) error {
 	return nil
 }
 
-// The gateway's own flow-control windows, so that the comparison is fair.
+// The gateway's own flow-control windows and workers, so that the comparison is fair.
 const (
-	streamWindow = 1 << 20
-	connWindow   = 16 << 20
+	streamWindow  = 1 << 20
+	connWindow    = 16 << 20
+	streamWorkers = 64
 )
 
 // servePassThrough is the least that a grpc-go proxy does: it looks at nothing.
@@ -157,7 +170,8 @@ func servePassThrough(l net.Listener, backend, certs string) (stop func(), err e
 	s := grpc.NewServer(grpc.Creds(creds), grpc.ForceServerCodecV2(frameCodec{}),
 		grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error { return passThrough(conn, ss) }),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow))
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
+		grpc.NumStreamWorkers(streamWorkers))
 	halt := serve(s, l)
 	return func() { halt(); _ = conn.Close(); _ = done() }, nil
 }

@@ -45,6 +45,16 @@ func (r *report) add(scenario, peer string, f figures) {
 		r.cells[scenario] = make(map[string][]figures)
 	}
 	r.cells[scenario][peer] = append(r.cells[scenario][peer], f)
+	r.seen(peer)
+}
+
+// addIdle takes what an idle stream cost in one round, in KiB.
+func (r *report) addIdle(peer string, kib float64) {
+	r.idle[peer] = append(r.idle[peer], kib)
+	r.seen(peer)
+}
+
+func (r *report) seen(peer string) {
 	if !slices.Contains(r.order, peer) {
 		r.order = append(r.order, peer)
 	}
@@ -136,8 +146,9 @@ func (r *report) head(b *bytes.Buffer) {
 		fmt.Fprint(b, "A quick run: the figures are rough.\n\n")
 	}
 	fmt.Fprint(b, "Sluice runs with identity, structure, inspection of requests (starter rules), a budget, a pool, tracing\n"+
-		"(1 % sampled) and metrics on; `+responses` inspects answers too. The pass-through is plain grpc-go with the\n"+
-		"same windows, and looks at nothing. Each is a process of its own, and so is the model server; client and all of\n"+
+		"(1 % sampled, the trace handed on to the model server in W3C headers) and metrics on; `+responses` inspects\n"+
+		"answers too. The pass-through is plain grpc-go with the same windows and workers for streams, and looks at\n"+
+		"nothing. Each is a process of its own, and so is the model server; client and all of\n"+
 		"them share the processors. Ratios are to the pass-through in the same round.\n\n")
 	if len(r.targets) > 0 {
 		fmt.Fprint(b, "## Targets\n\n| | target | is | wanted |\n|---|---|---|---|\n")
@@ -192,7 +203,7 @@ func (r *report) idleTable(b *bytes.Buffer) {
 	if len(r.idle) == 0 {
 		return
 	}
-	fmt.Fprintf(b, "## Memory of an idle stream\n\n%d streams on %d connections, each with one answer received.\n\n", idleCount, idleConns)
+	fmt.Fprintf(b, "## Memory of an idle stream\n\n%d streams on %d connections, each with one answer received. Resident memory, of ours after a collection.\n\n", idleCount, idleConns)
 	fmt.Fprint(b, "| proxy | KiB for each stream |\n|---|---|\n")
 	for _, peer := range r.order {
 		if x := r.idle[peer]; len(x) > 0 {

@@ -80,6 +80,17 @@ var rest = map[string]string{
 	"backends": "backends: [{name: model, dialect: DIALECT_TRITON, address: \"127.0.0.1:1\"}]\n",
 }
 
+// Files that pages name and that come with a model, and what stands in for them here.
+var files = func() *strings.Replacer {
+	testdata, err := filepath.Abs(filepath.Join(root, "interceptors/tokens/testdata"))
+	if err != nil {
+		panic(err)
+	}
+	return strings.NewReplacer(
+		"/etc/sluice/llama-3/tokenizer.json", filepath.Join(testdata, "llama.json"),
+		"/etc/sluice/o200k_base.tiktoken", filepath.Join(testdata, "ranks.tiktoken"))
+}()
+
 func TestConfigurationsAreGood(t *testing.T) {
 	snippets(t, "yaml", func(t *testing.T, page, text string) {
 		if strings.HasPrefix(text, "config:") {
@@ -90,6 +101,7 @@ func TestConfigurationsAreGood(t *testing.T) {
 				text += section
 			}
 		}
+		text = files.Replace(text)
 		// Paths in it are relative to the page.
 		t.Chdir(filepath.Join(root, filepath.Dir(page)))
 		cfg, err := config.Parse(page, []byte(text))

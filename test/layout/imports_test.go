@@ -42,6 +42,8 @@ const (
 	errdetails = "google.golang.org/genproto/googleapis/rpc/..."
 	spiffeid   = "github.com/spiffe/go-spiffe/v2/spiffeid"
 	ownProto   = "./proto/gen/sluice/..."
+	// What the messages of ORCA, the standard for reports of load, import.
+	orcaRules = "github.com/envoyproxy/protoc-gen-validate/validate"
 	// Users link their own generated copy, and a second registration panics.
 	inference = "./proto/gen/inference"
 )
@@ -92,17 +94,28 @@ var rules = []rule{
 		allow:    []string{"./interceptors/fields", "./interceptors/dialect", "./interceptors/tokens/...", ownProto, pb},
 		never:    []string{envoy, coraza, workload, otelSDK, inference},
 	},
+	// What several policies share.
+	{
+		packages: "./interceptors/internal/expression",
+		allow:    append([]string{"cel.dev/cel-go/..."}, policyImports...),
+		never:    []string{envoy, coraza, workload, otelSDK, inference},
+	},
+	{
+		packages: "./interceptors/internal/redis",
+		allow:    append([]string{"github.com/redis/rueidis"}, policyImports...),
+		never:    []string{envoy, coraza, workload, otelSDK, inference},
+	},
 	{
 		packages: "./interceptors/internal/...",
 		allow:    policyImports,
 		never:    []string{envoy, coraza, workload, otelSDK, inference},
 	},
-	policy("identity", "github.com/spiffe/go-spiffe/v2/...", "cel.dev/cel-go/..."),
+	policy("identity", "github.com/spiffe/go-spiffe/v2/..."),
 	policy("inspect", coraza, "golang.org/x/text/..."),
 	policy("budget", "github.com/redis/rueidis"),
-	policy("admit"),
+	policy("admit", "github.com/redis/rueidis"),
 	policy("telemetry", "go.opentelemetry.io/..."),
-	policy("usage", "go.opentelemetry.io/otel/trace"),
+	policy("usage", "go.opentelemetry.io/..."),
 	{
 		packages: "./interceptors/config/...",
 		allow: []string{
@@ -117,13 +130,23 @@ var rules = []rule{
 	{packages: "./gateway/extproc/...", never: []string{otelSDK, workload, inference, "./test/..."}},
 	{packages: "./gateway/extauthz/...", never: []string{otelSDK, workload, inference, "./test/..."}},
 	{
+		packages: "./gateway/endpoints",
+		allow: []string{
+			ownProto, grpcgo, pb,
+			"github.com/cncf/xds/go/xds/data/orca/v3", "github.com/prometheus/common/...", "github.com/prometheus/client_model/go",
+		},
+		never:  []string{envoy, coraza, otelSDK, workload, inference},
+		except: []string{orcaRules},
+	},
+	{
 		packages: "./gateway/...",
 		allow: []string{
 			"./interceptors", "./interceptors/config", "./interceptors/dialect", "./gateway/...", ownProto, grpcgo, pb, errdetails,
 			"github.com/spiffe/go-spiffe/v2/...", "github.com/grpc-ecosystem/go-grpc-middleware/...",
 			"go.opentelemetry.io/...", "golang.org/x/net/...", "golang.org/x/sync/...",
 		},
-		never: []string{envoy, otelSDK, inference},
+		never:  []string{envoy, otelSDK, inference},
+		except: []string{orcaRules},
 	},
 	{packages: "./proto/gen/..."},
 	{packages: "./examples/..."},

@@ -27,13 +27,16 @@ func TestSleepIsInBubbles(t *testing.T) {
 	}
 }
 
+// sleepsForReal knows a bubble by synctest.Test, or by the helper bubble, which begins
+// a subtest in one.
 func sleepsForReal(text []byte) bool {
-	return bytes.Contains(text, []byte("time."+"Sleep(")) && !bytes.Contains(text, []byte("synctest.Test("))
+	return bytes.Contains(text, []byte("time."+"Sleep(")) &&
+		!bytes.Contains(text, []byte("synctest.Test(")) && !bytes.Contains(text, []byte("\tbubble("))
 }
 
 func TestSleepsForReal(t *testing.T) {
 	sleep := "time." + "Sleep(1)"
-	for text, want := range map[string]bool{sleep: true, "synctest.Test(t, f)\n" + sleep: false, "time.Now()": false} {
+	for text, want := range map[string]bool{sleep: true, "synctest.Test(t, f)\n" + sleep: false, "\tbubble(\"a\", t, f)\n" + sleep: false, "time.Now()": false} {
 		if got := sleepsForReal([]byte(text)); got != want {
 			t.Errorf("%q: %v, want %v", text, got, want)
 		}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/sluicegate/sluice/gateway"
 	"github.com/sluicegate/sluice/interceptors"
@@ -43,8 +44,10 @@ type world struct {
 	own       *identity.Source // nil: the authority issues it
 	reload    func(text string)
 
-	mu   sync.Mutex
-	seen metadata.MD
+	mu    sync.Mutex
+	seen  metadata.MD
+	asked []*inference.ModelInferRequest
+	bare  bool // streams are answered as MLServer does
 }
 
 var domain = spiffeid.RequireTrustDomainFromString("parity.test")
@@ -193,7 +196,7 @@ func (w *world) proxy(text string) {
 	}
 }
 
-// watching has a server note which metadata its handlers see.
+// watching has a server note which metadata and which requests its handlers see.
 func (w *world) watching() []grpc.ServerOption {
 	note := func(ctx context.Context) {
 		md, _ := metadata.FromIncomingContext(ctx)
@@ -204,12 +207,58 @@ func (w *world) watching() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
 			note(ctx)
+			w.note(req)
 			return h(ctx, req)
 		}),
 		grpc.ChainStreamInterceptor(func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 			note(ss.Context())
+			ss = &noting{ss, w}
+			w.mu.Lock()
+			bare := w.bare
+			w.mu.Unlock()
+			if bare {
+				return answerBare(ss)
+			}
 			return h(srv, ss)
 		}),
+	}
+}
+
+// note keeps a request as the model server gets it.
+func (w *world) note(req any) {
+	if r, ok := req.(*inference.ModelInferRequest); ok {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.asked = append(w.asked, proto.CloneOf(r))
+	}
+}
+
+// noting is a stream whose requests are noted.
+type noting struct {
+	grpc.ServerStream
+	w *world
+}
+
+func (s *noting) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if err == nil {
+		s.w.note(m)
+	}
+	return err
+}
+
+// answerBare answers each message of a stream as MLServer does.
+func answerBare(ss grpc.ServerStream) error {
+	for {
+		r := new(inference.ModelInferRequest)
+		if err := ss.RecvMsg(r); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := ss.SendMsg(&inference.ModelInferResponse{ModelName: r.GetModelName(), Id: r.GetId()}); err != nil {
+			return err
+		}
 	}
 }
 

@@ -20,6 +20,8 @@ var dialects = map[string]string{
 	"triton":   "DIALECT_TRITON",
 	"mlserver": "DIALECT_MLSERVER",
 	"kserve":   "DIALECT_KSERVE",
+	"tgis":     "DIALECT_TGIS",
+	"vllm":     "DIALECT_VLLM, models: [words]",
 }
 
 // configurations of a gateway, none of which may change an answer. {server}, {dialect} and {folder} are

@@ -1,7 +1,8 @@
 //go:build linux
 
 // Package peers runs real model servers and their own Python clients: NVIDIA Triton with
-// tritonclient, MLServer, and KServe's Python server. setup.sh installs them. servers/ has their models, and
+// tritonclient, MLServer, and KServe's Python server; and the real stubs of TGIS and of vLLM's gRPC
+// server, without an engine. setup.sh installs them. servers/ has their models, and
 // clients/ the cases: each asserts what it got, and prints what came over the wire.
 package peers
 
@@ -108,9 +109,14 @@ func run(t *testing.T, s *server, address string, options ...string) []result {
 // nobody's promise, and that within one id is asserted by the case.
 func drive(t *testing.T, s *server, address string, options ...string) []result {
 	t.Helper()
+	return driveWith(t, s, "drive_"+s.name+".py", address, options...)
+}
+
+func driveWith(t *testing.T, s *server, file, address string, options ...string) []result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	program := filepath.Join("clients", "drive_"+s.name+".py")
+	program := filepath.Join("clients", file)
 	cmd := exec.CommandContext(ctx, s.python, append([]string{program, "--address", address}, options...)...)
 	var stderr bytes.Buffer
 	cmd.Env, cmd.Stderr = pythonEnv(), &stderr

@@ -68,9 +68,11 @@ type server struct {
 }
 
 var servers = map[string]*server{
-	"triton":   {name: "triton", models: []string{"add_sub", "bytes_echo", "identity_fp32", "trtllm_like", "vllm_like"}},
+	"triton":   {name: "triton", models: []string{"add_sub", "bytes_echo", "codes_echo", "identity_fp32", "trtllm_like", "vllm_like"}},
 	"mlserver": {name: "mlserver", models: []string{"text"}},
 	"kserve":   {name: "kserve", models: []string{"text", "double"}},
+	"tgis":     {name: "tgis"},
+	"vllm":     {name: "vllm"},
 }
 
 // python returns the interpreter of a server's environment. It skips the test where there is none.

@@ -2,7 +2,7 @@
 # Installs the model servers that the tests here run, one Python environment each, and prints the
 # environments' folders: "NAME FOLDER", a line each. Nothing is done where they are there already.
 #
-# Usage: setup.sh [NAME...]     names: triton mlserver kserve; default all
+# Usage: setup.sh [NAME...]     names: triton mlserver kserve tgis vllm; default all
 #
 #   SLUICE_CACHE    where they are kept; default ~/.cache/sluice (about 900 MB)
 #   SLUICE_PYTHON   the Python 3.11 to use; default the one on PATH, else Debian's, which is
@@ -60,12 +60,13 @@ find_python() {
 
 # make_environment NAME FOLDER: half an environment never counts, because its last step is .complete.
 make_environment() {
-  local name=$1 folder=$2 log=$2.log
+  local name=$1 folder=$2 log=$2.log options=()
+  case $name in tgis | vllm) options=(--no-deps) ;; esac
   rm -rf "$folder"
   say "installing $name into $folder"
   if ! { nice "$python" -m venv "$folder" &&
     nice "$folder/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-      -r "$here/requirements/$name.txt"; } >"$log" 2>&1; then
+      "${options[@]}" -r "$here/requirements/$name.txt"; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     say "could not install $name; the whole account is $log"
     return 1
@@ -79,7 +80,7 @@ if [[ $(uname -sm) != "Linux x86_64" ]]; then
 fi
 
 names=("$@")
-[[ $# != 0 ]] || names=(triton mlserver kserve)
+[[ $# != 0 ]] || names=(triton mlserver kserve tgis vllm)
 declare -A folders
 for name in "${names[@]}"; do
   hash=$(sha256sum "$here/requirements/$name.txt")

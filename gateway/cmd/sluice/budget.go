@@ -13,16 +13,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"github.com/sluicegate/sluice/interceptors/config"
-	"github.com/sluicegate/sluice/interceptors/identity"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
-	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 // budgetCommand sees and changes the budgets of a running gateway.
@@ -62,11 +56,7 @@ func budgetCommand(args []string, stdout, stderr io.Writer) int {
 type budgetFlags struct {
 	verb  string
 	flags *flag.FlagSet
-
-	address, server                      string
-	config, certificate, key, bundle, wl string
-	timeout                              time.Duration
-	json                                 bool
+	adminFlags
 
 	account adminv1.AccountName
 	amount  string
@@ -84,24 +74,17 @@ var budgetTexts = map[string][2]string{
 func newBudget(verb string, stderr io.Writer) *budgetFlags {
 	b := &budgetFlags{verb: verb}
 	text := budgetTexts[verb]
-	f := newFlags("budget "+verb, space(text[0])+"--address HOST:PORT (--config FILE | --certificate F --key F --bundle F | --workload-api ADDR) [flags]",
+	f := newFlags("budget "+verb, space(text[0])+adminSynopsis,
 		stderr, text[1]+"\nThe gateway must have listener.admin_api, and a rule that names the method: /sluice.admin.v1.BudgetsService/"+
 			budgetMethods[verb]+".\nAmounts are tokens, requests, the currency of the prices, or seconds of one permit. Exit status: 0 done, 1 failed, 2 wrong usage.")
 	b.flags = f
-	f.StringVar(&b.address, "address", "", "the gateway (default: the configuration's listener.address)")
-	f.StringVar(&b.server, "server-id", "", "SPIFFE ID that the gateway must prove, or a pattern (default: any of our trust domain)")
-	f.StringVar(&b.config, "config", "", "a configuration, whose identity is ours")
-	f.StringVar(&b.certificate, "certificate", "", "our X.509-SVID, in PEM")
-	f.StringVar(&b.key, "key", "", "its private key")
-	f.StringVar(&b.bundle, "bundle", "", "the authorities of our trust domain")
-	f.StringVar(&b.wl, "workload-api", "", "a SPIFFE Workload API, such as unix:///run/spire/sockets/agent.sock")
-	f.DurationVar(&b.timeout, "timeout", 10*time.Second, "for all of it")
-	f.BoolVar(&b.json, "json", false, "print a JSON line for each account")
+	b.add(f)
 	f.StringVar(&b.account.Budget, "budget", "", "name of the budget")
 	f.StringVar(&b.account.TrustDomain, "trust-domain", "", "whose account, where the budget tells them apart")
 	f.StringVar(&b.account.Tenant, "tenant", "", "whose account")
 	f.StringVar(&b.account.Principal, "principal", "", "whose account: a SPIFFE ID")
 	f.StringVar(&b.account.Model, "model", "", "of which model")
+	f.StringVar(&b.account.Key, "own-key", "", "what the budget's own key gives")
 	if verb == "grant" {
 		f.StringVar(&b.amount, "amount", "", "how much more, such as 5000 or 2.50")
 	}
@@ -112,19 +95,10 @@ var budgetMethods = map[string]string{"list": "ListAccounts", "show": "GetAccoun
 
 // wrong says what is wrong with the flags; "" if nothing is.
 func (b *budgetFlags) wrong() string {
-	sources := 0
-	for _, s := range []string{b.config, b.certificate + b.key + b.bundle, b.wl} {
-		if s != "" {
-			sources++
-		}
+	if wrong := b.adminFlags.wrong(); wrong != "" {
+		return wrong
 	}
 	switch {
-	case sources != 1:
-		return "say who we are: --config, or --certificate, --key and --bundle, or --workload-api"
-	case b.config == "" && b.wl == "" && (b.certificate == "" || b.key == "" || b.bundle == ""):
-		return "--certificate, --key and --bundle go together"
-	case b.address == "" && b.config == "":
-		return "--address is missing"
 	case b.verb != "list" && b.account.GetBudget() == "":
 		return "--budget is missing"
 	case b.verb == "grant" && b.amount == "":
@@ -138,19 +112,12 @@ func (b *budgetFlags) wrong() string {
 }
 
 func (b *budgetFlags) run(stdout io.Writer) error {
-	ctx, cancel := context.WithTimeout(context.Background(), b.timeout)
-	defer cancel()
-	creds, done, err := b.credentials(ctx)
-	if err != nil {
-		return err
-	}
-	defer done()
-	conn, err := grpc.NewClient(b.address, grpc.WithTransportCredentials(creds), grpc.WithUserAgent("sluice"), grpc.WithDisableServiceConfig())
-	if err != nil {
-		return fmt.Errorf("--address: %w", err)
-	}
-	defer conn.Close()
-	api := adminv1.NewBudgetsServiceClient(conn)
+	return b.with(func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		return b.do(ctx, adminv1.NewBudgetsServiceClient(conn), stdout)
+	})
+}
+
+func (b *budgetFlags) do(ctx context.Context, api adminv1.BudgetsServiceClient, stdout io.Writer) (err error) {
 	var account *adminv1.Account
 	switch b.verb {
 	case "list":
@@ -197,45 +164,6 @@ func (b *budgetFlags) list(ctx context.Context, api adminv1.BudgetsServiceClient
 		}
 		token = r.GetNextPageToken()
 	}
-}
-
-// credentials are what we prove to the gateway and ask of it.
-func (b *budgetFlags) credentials(ctx context.Context) (credentials.TransportCredentials, func(), error) {
-	id := &configv1.Identity{}
-	switch {
-	case b.config != "":
-		cfg, err := config.Read(b.config)
-		if err != nil {
-			return nil, nil, err
-		}
-		if b.address == "" {
-			b.address = cfg.GetListener().GetAddress()
-		}
-		id = cfg.GetIdentity()
-		if id.GetDevelopment() != nil {
-			return nil, nil, fmt.Errorf("%s: identity.development is an authority inside the gateway's process; "+
-				"use --certificate, --key and --bundle with files that it wrote", b.config)
-		}
-		if id.GetInsecure() != nil || id.GetPlaintextListener() {
-			return insecure.NewCredentials(), func() {}, nil
-		}
-	case b.wl != "":
-		id.Source = &configv1.Identity_WorkloadApi{WorkloadApi: &configv1.WorkloadAPI{Socket: b.wl}}
-	default:
-		id.Source = &configv1.Identity_Files{Files: &configv1.IdentityFiles{Certificate: b.certificate, Key: b.key, Bundle: b.bundle}}
-	}
-	source, err := identity.Open(ctx, id, func(error) {})
-	if err != nil {
-		return nil, nil, err
-	}
-	expected := spiffeid.MatchMemberOf(source.TrustDomain())
-	if b.server != "" {
-		if expected, err = identity.Matcher(b.server); err != nil {
-			_ = source.Close()
-			return nil, nil, fmt.Errorf("--server-id: %w", err)
-		}
-	}
-	return identity.ClientCredentials(source, expected, nil), func() { _ = source.Close() }, nil
 }
 
 // decimals are the decimal places in which people read what a metric counts.
@@ -289,6 +217,7 @@ type accountLine struct {
 	Tenant      string      `json:"tenant,omitempty"`
 	Principal   string      `json:"principal,omitempty"`
 	Model       string      `json:"model,omitempty"`
+	Key         string      `json:"key,omitempty"`
 	Metric      string      `json:"metric"`
 	Limit       json.Number `json:"limit"`
 	Remaining   json.Number `json:"remaining"`
@@ -305,7 +234,7 @@ func lineOf(a *adminv1.Account) accountLine {
 	show := func(n int64) json.Number { return json.Number(decimal(n, decimals(a.GetMetric()))) }
 	n := a.GetName()
 	out := accountLine{
-		Budget: n.GetBudget(), TrustDomain: n.GetTrustDomain(), Tenant: n.GetTenant(), Principal: n.GetPrincipal(), Model: n.GetModel(),
+		Budget: n.GetBudget(), TrustDomain: n.GetTrustDomain(), Tenant: n.GetTenant(), Principal: n.GetPrincipal(), Model: n.GetModel(), Key: n.GetKey(),
 		Metric: strings.ToLower(strings.TrimPrefix(a.GetMetric().String(), "METRIC_")),
 		Limit:  show(a.GetLimit()), Remaining: show(a.GetRemaining()), Reserved: show(a.GetReserved()), Spent: show(a.GetSpent()),
 		Granted: show(a.GetGranted()), Carried: show(a.GetCarried()), Owed: show(a.GetOwed()),
@@ -353,7 +282,7 @@ func (b *budgetFlags) print(w io.Writer, accounts []*adminv1.Account) error {
 // of says whose account it is. The names may be a stranger's choice.
 func (l *accountLine) of() string {
 	var parts []string
-	for _, p := range [][2]string{{"trust_domain", l.TrustDomain}, {"tenant", l.Tenant}, {"principal", l.Principal}, {"model", l.Model}} {
+	for _, p := range [][2]string{{"trust_domain", l.TrustDomain}, {"tenant", l.Tenant}, {"principal", l.Principal}, {"model", l.Model}, {"key", l.Key}} {
 		if p[1] == "" {
 			continue
 		}

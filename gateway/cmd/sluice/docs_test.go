@@ -47,11 +47,11 @@ func TestPagesNameCommandsThatExist(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"serve", "check", "authz", "budget", "inspect", "scan", "issue", "demo", "model", "version"} {
+	for _, command := range []string{"serve", "check", "authz", "budget", "pool", "inspect", "scan", "issue", "demo", "model", "version"} {
 		if !found[command] {
 			t.Errorf("no page names sluice %s", command)
 		}
-		if !slices.ContainsFunc(strings.Split(usage, "\n"), func(l string) bool { return strings.HasPrefix(l, "  sluice "+command) }) {
+		if !slices.ContainsFunc(strings.Split(manual, "\n"), func(l string) bool { return strings.HasPrefix(l, "  sluice "+command) }) {
 			t.Errorf("the usage does not name sluice %s", command)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"os"
 
 	"github.com/sluicegate/sluice/gateway/cmd/sluice/internal/scorecard"
-	"github.com/sluicegate/sluice/interceptors/config"
 	"github.com/sluicegate/sluice/interceptors/inspect"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
@@ -62,15 +61,9 @@ func evalCommand(args []string, stdout, stderr io.Writer) int {
 // newJudge makes the judge of texts: the rules of a configuration, and the
 // detectors of personal data and of secrets each by itself.
 func newJudge(file string) (scorecard.Judge, error) {
-	cfg := new(configv1.Inspect)
-	if file != "" {
-		whole, err := config.Read(file)
-		if err != nil {
-			return nil, err
-		}
-		if cfg = whole.GetInspect(); cfg == nil {
-			return nil, fmt.Errorf("%s has no inspect section", file)
-		}
+	cfg, err := inspectSection(file)
+	if err != nil {
+		return nil, err
 	}
 	policy, err := inspect.New(cfg, "")
 	if err != nil {

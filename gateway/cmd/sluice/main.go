@@ -10,7 +10,7 @@ import (
 	_ "time/tzdata" // the image has no files of time zones, and calendars of budgets need them
 )
 
-const usage = `sluice guards AI inference over gRPC.
+const manual = `sluice guards AI inference over gRPC.
 
   sluice serve --config FILE     run the gateway
   sluice demo [--once]           watch a model being guarded, on embedded defaults
@@ -20,7 +20,10 @@ const usage = `sluice guards AI inference over gRPC.
   sluice authz test FILE...      try authorization rules by cases
   sluice budget list|show|grant|reset --address ADDR
                                  see and change the budgets of a running gateway
+  sluice pool list|show|resize|drain|resume --address ADDR
+                                 see and change the GPU pools of a running gateway
   sluice inspect [--config FILE] judge texts: JSON lines {id,text} in, {id,verdict,score,rules} out
+  sluice explain FILE            show how a text, or each text of a request, is judged, and why
   sluice eval --data DIR         measure the inspection with texts whose verdict is known
   sluice scan --method M FILE    show the text in a recorded message, field by field
   sluice model --listen ADDR     run the small model server that the demo uses
@@ -35,7 +38,7 @@ func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
 // run is main with its surroundings as arguments, so that tests can be users.
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
-		fmt.Fprint(stderr, usage)
+		fmt.Fprint(stderr, manual)
 		return 2
 	}
 	command, args := args[0], args[1:]
@@ -48,8 +51,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return authzCommand(args, stdout, stderr)
 	case "budget":
 		return budgetCommand(args, stdout, stderr)
+	case "pool":
+		return poolCommand(args, stdout, stderr)
 	case "inspect":
 		return inspectCommand(args, stdin, stdout, stderr)
+	case "explain":
+		return explainTextCommand(args, stdin, stdout, stderr)
 	case "eval":
 		return evalCommand(args, stdout, stderr)
 	case "scan":
@@ -64,10 +71,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, version())
 		return 0
 	case "help", "--help", "-h":
-		fmt.Fprint(stdout, usage)
+		fmt.Fprint(stdout, manual)
 		return 0
 	}
-	fmt.Fprintf(stderr, "sluice: no command %q\n\n%s", command, usage)
+	fmt.Fprintf(stderr, "sluice: no command %q\n\n%s", command, manual)
 	return 2
 }
 

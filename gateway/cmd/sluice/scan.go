@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/mem"
 
 	"github.com/sluicegate/sluice/interceptors/config"
+	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
@@ -35,7 +36,7 @@ func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 			"in wire order: {role, path, text}, or hex in place of text that is not UTF-8. Occurrences that decoders drop\n"+
 			"have \"shadowed\":true. Exits 1 if the message cannot be parsed.")
 	method := flags.String("method", "", "the RPC, such as /inference.GRPCInferenceService/ModelInfer")
-	name := flags.String("dialect", "triton", "triton, mlserver, kserve or fields")
+	name := flags.String("dialect", "triton", dialectNames)
 	descriptors := flags.String("descriptors", "", "descriptor set, for --dialect fields")
 	response := flags.Bool("response", false, "the message is a response")
 	strict := flags.Bool("strict", false, "refuse what decoders may read differently")
@@ -43,18 +44,9 @@ func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if code, ok := parse(flags, args, 1); !ok {
 		return code
 	}
-	kind, ok := configv1.Dialect_value["DIALECT_"+strings.ToUpper(*name)]
-	if !ok || kind == 0 {
-		return usageError(stderr, "scan", "no dialect %q; take triton, mlserver, kserve or fields", *name)
-	}
-	d, err := config.Dialect(&configv1.Backend{Dialect: configv1.Dialect(kind), DescriptorSet: *descriptors},
-		&configv1.MessageLimits{Lenient: !*strict})
+	m, err := openMethod(*method, *name, *descriptors, *strict)
 	if err != nil {
 		return fail(stderr, "scan", err)
-	}
-	m := d.Methods[*method]
-	if m == nil {
-		return usageError(stderr, "scan", "the %s dialect has no method %q; --method wants /package.Service/Method", *name, *method)
 	}
 	data, err := readFile(flags.Arg(0), stdin)
 	if err != nil {
@@ -103,6 +95,29 @@ func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
+const dialectNames = "triton, mlserver, kserve, tgis, vllm or fields"
+
+// openMethod is what a dialect knows of a method.
+func openMethod(method, name, descriptors string, strict bool) (*dialect.Method, error) {
+	kind, ok := configv1.Dialect_value["DIALECT_"+strings.ToUpper(name)]
+	if !ok || kind == 0 {
+		return nil, misuse(fmt.Sprintf("no dialect %q; take %s", name, dialectNames))
+	}
+	b := &configv1.Backend{Dialect: configv1.Dialect(kind), DescriptorSet: descriptors}
+	if b.GetDialect() == configv1.Dialect_DIALECT_VLLM {
+		b.Models = []string{""} // whichever
+	}
+	d, err := config.Dialect(b, &configv1.MessageLimits{Lenient: !strict})
+	if err != nil {
+		return nil, err
+	}
+	m := d.Methods[method]
+	if m == nil {
+		return nil, misuse(fmt.Sprintf("the %s dialect has no method %q; --method wants /package.Service/Method", name, method))
+	}
+	return m, nil
+}
+
 // roleName is a role as people write it: prompt, max_tokens.
 func roleName(r fields.Role) string { return strings.ToLower(strings.TrimPrefix(r.String(), "ROLE_")) }
 
@@ -147,5 +162,14 @@ func usageError(stderr io.Writer, command, format string, args ...any) int {
 
 func fail(stderr io.Writer, command string, err error) int {
 	fmt.Fprintf(stderr, "sluice %s: %v\n", command, err)
+	var wrong misuse
+	if errors.As(err, &wrong) {
+		return 2
+	}
 	return 1
 }
+
+// misuse is an error in what a command was given.
+type misuse string
+
+func (m misuse) Error() string { return string(m) }

@@ -244,7 +244,7 @@ func TestScanUsage(t *testing.T) {
 		{"two files", []string{"--method", method, "a", "b"}, 2, "want 1 argument(s), have 2"},
 		{"no method", []string{"-"}, 2, `no method ""`},
 		{"unknown method", []string{"--method", "/a.B/C", "-"}, 2, `no method "/a.B/C"`},
-		{"unknown dialect", []string{"--dialect", "vllm", "--method", method, "-"}, 2, `no dialect "vllm"`},
+		{"unknown dialect", []string{"--dialect", "riva", "--method", method, "-"}, 2, `no dialect "riva"`},
 		{"unspecified dialect", []string{"--dialect", "unspecified", "--method", method, "-"}, 2, "no dialect"},
 		{"unknown flag", []string{"--verbose"}, 2, "not defined: -verbose"},
 		{"no descriptors", []string{"--dialect", "fields", "--method", "/a.B/C", "-"}, 1, "descriptor_set: "},

@@ -82,10 +82,11 @@ func serve(cfg *configv1.Config, file, seen string, log *slog.Logger, stdout io.
 	// The wait for an identity ends with the first signal.
 	asked, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	g, err := gateway.New(cfg, config.Options{Context: asked, Logger: log, Telemetry: watch.options})
+	g, err := gateway.New(cfg, config.Options{Context: asked, Logger: log, Telemetry: watch.options, Usage: watch.usage})
 	if err != nil {
 		return config.Locate(file, err)
 	}
+	defer watch.servers(g)()
 	l, err := net.Listen("tcp", cfg.GetListener().GetAddress())
 	if err != nil {
 		g.Shutdown()

@@ -1,12 +1,11 @@
 // Package classify scores how much a text looks like an attack on a language
-// model: a linear model over hashed n-grams, with the rules that fired as
-// features.
+// model: a linear model over hashed n-grams of words, of bytes and of classes of
+// words, with the rules that fired as features.
 //
 // The model reads the normalised text in one pass, in constant memory and
-// without allocating. It sums the weights of two tables at once: one judges the
-// whole text, the other the windows of about fifty words that it is made of,
-// of which the worst counts. So a sentence hidden in a long document is seen,
-// though it weighs less than if it stood alone.
+// without allocating. The mean weight of the whole text counts, and that of the
+// worst of the windows of about two dozen words that it is made of. So a sentence
+// hidden in a long document is seen, though it weighs less than if it stood alone.
 //
 // The weights are made by the program in train, from public data and from the
 // texts that package corpus composes; DATASHEET.md says of what and how well.
@@ -59,12 +58,12 @@ func (m *Model) Score(normalised []byte, hits Classes) float32 {
 // its letters moved by thirteen, is also read turned back: what it says counts if
 // it is worse.
 func (m *Model) Logit(normalised []byte, hits Classes) float32 {
-	s := scanner{sums: sums{model: m}}
+	s := scanner{words: m.words, sums: sums{model: m}}
 	s.write(normalised)
 	s.end()
 	z := s.logit(hits)
 	if t := s.turned(normalised); t != nil {
-		s = scanner{sums: sums{model: m}}
+		s = scanner{words: m.words, sums: sums{model: m}}
 		s.write(t)
 		s.end()
 		z = max(z, s.logit(hits))
@@ -83,9 +82,32 @@ func Judge(logit float32, hits Classes) float32 {
 	return m.Calibrate(logit + m.weigh(fired(hits)))
 }
 
-// Norm is what the sum over n features is divided by. It is close to their mean:
-// a little more is made of longer texts, which say more.
-func Norm(n int) float64 { return math.Pow(float64(n), .95) }
+// shortest is added to the length of texts: less would have a word or two be
+// sure of what they are.
+const shortest = 12
+
+// few is how many bytes a text must have to be judged by all of its weights: of one that is
+// shorter as much counts as it has of them. Three short words are too little to refuse anybody for.
+const few = 24
+
+// Norm is what the sum over a text of n bytes is divided by. It is close to their
+// number: a little more is made of longer texts, which say more.
+func Norm(n int) float32 {
+	if n < len(norms) {
+		return norms[n]
+	}
+	return norm(n)
+}
+
+func norm(n int) float32 { return float32(math.Pow(4*float64(n+shortest), .95)) }
+
+// norms are those of windows.
+var norms = func() (t [2 * (blockBytes + 1)]float32) {
+	for n := range t {
+		t[n] = norm(n)
+	}
+	return t
+}()
 
 // Threshold is the score that a share of benign texts reaches. The shares were
 // measured on sources that the model had not learned from, and doubled.
@@ -99,63 +121,57 @@ const (
 	DocumentRate = .01
 )
 
-// LeastAlone is how many features a block must have to be a window by itself:
-// those of a few words say too little. A full block has about five hundred.
-const LeastAlone = 200
+// LeastAlone is how many bytes a block must have to be a window by itself: a few
+// words say too little.
+const LeastAlone = 90
 
 // sums are the weights of a text so far.
 type sums struct {
-	model         *Model
-	local, global int32 // of this block
-	n             int32
-	before        [2]int32 // local and n of the block before
-	windows       int
-	worst         float32 // of the windows, without scale
-	whole         int64
-	all           int64
+	model  *Model
+	block  int32    // of this block
+	before [2]int32 // weights and bytes of the block before
+	blocks int
+	worst  float32 // of the windows, without scale
+	whole  int64
 }
 
-func (s *sums) add(ids []uint32, block bool) {
-	t := s.model.table
-	local, global := s.local, s.global
+func (s *sums) add(ids []uint32, size int, block bool) {
+	t, sum := s.model.table, s.block
 	for _, id := range ids {
-		pair := t[2*(id&(Buckets-1)):][:2]
-		local += int32(int8(pair[0]))
-		global += int32(int8(pair[1]))
+		sum += int32(int8(t[id]))
 	}
-	s.local, s.global = local, global
-	s.n += int32(len(ids))
+	s.block = sum
 	if block {
-		s.close()
+		s.close(size)
 	}
 }
 
-// close ends a block: with the one before it, it is a window.
-func (s *sums) close() {
-	if n := s.n + s.before[1]; n > 0 {
-		v := float32(s.local+s.before[0]) / float32(Norm(int(n)))
-		if s.before[1] > 0 && s.n >= LeastAlone {
-			v = max(v, float32(s.local)/float32(Norm(int(s.n))))
-		}
-		if s.windows == 0 || v > s.worst {
-			s.worst = v
-		}
-		s.windows++
+// close ends a block of so many bytes: with the one before it, it is a window.
+func (s *sums) close(size int) {
+	v := float32(s.block+s.before[0]) / Norm(size+int(s.before[1]))
+	if s.blocks > 0 && size >= LeastAlone {
+		v = max(v, float32(s.block)/Norm(size))
 	}
-	s.whole += int64(s.global)
-	s.all += int64(s.n)
-	s.before = [2]int32{s.local, s.n}
-	s.local, s.global, s.n = 0, 0, 0
+	if s.blocks == 0 || v > s.worst {
+		s.worst = v
+	}
+	s.blocks++
+	s.whole += int64(s.block)
+	s.before = [2]int32{s.block, int32(size)}
+	s.block = 0
 }
 
 // logit is the sum for the text that was written.
 func (s *scanner) logit(hits Classes) float32 {
 	m := s.sums.model
-	sum := m.bias + m.scale[0]*s.sums.worst
-	if s.sums.all > 0 {
-		sum += m.scale[1] * float32(float64(s.sums.whole)/Norm(int(s.sums.all)))
+	sum := s.sums.worst
+	if s.length > 0 {
+		sum += float32(s.sums.whole) / Norm(s.length)
 	}
-	return sum + m.weigh(s.dense(hits))
+	if s.length < few {
+		sum *= float32(s.length) / few
+	}
+	return m.bias + m.scale*sum + m.weigh(s.dense(hits))
 }
 
 // weigh is the sum of a set of dense features.

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // TestHashing holds the features to what they were when the weights were made:
 // another hash needs other weights, and another version of the file.
 func TestHashing(t *testing.T) {
-	f := Extract([]byte("ignore it. 忽略 {\"a\": \"b\", [1]}"), Injection)
+	f := Extract([]byte("ignore it. 忽略 {\"a\": \"b\", [1]}"), shipped().words, Injection)
 	h := uint64(14695981039346656037)
 	for _, id := range f.IDs {
 		h = (h ^ uint64(id)) * 1099511628211
@@ -41,11 +41,11 @@ func TestWindows(t *testing.T) {
 		{"one word", "word", 1},
 		{"a block", strings.TrimSpace(word(blockWords)), 1},
 		{"one more", strings.TrimSpace(word(blockWords + 1)), 2},
-		{"long words", strings.Repeat("x", 2*blockBytes), 2},
+		{"long words", strings.Repeat("x", 2*blockBytes+1), 3},
 		{"no words", strings.Repeat("!", 2*blockBytes+1), 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := Extract([]byte(c.text), 0)
+			f := Extract([]byte(c.text), nil, 0)
 			if len(f.Ends) != c.blocks {
 				t.Errorf("%d blocks, want %d", len(f.Ends), c.blocks)
 			}
@@ -138,7 +138,7 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(good) > 1<<19+1<<10 {
+	if len(good) > 1<<20 {
 		t.Errorf("%d bytes of weights", len(good))
 	}
 	for _, c := range []struct {
@@ -165,10 +165,10 @@ func TestLoad(t *testing.T) {
 // TestEncode holds that a file has the weights that it was made of, to within a
 // step.
 func TestEncode(t *testing.T) {
-	w := NewWeights()
+	w := NewWeights(new(Words))
 	r := rand.New(rand.NewPCG(3, 4))
-	for i := range w.Local {
-		w.Local[i], w.Global[i] = r.Float32()-.5, r.Float32()-.5
+	for i := range w.Buckets {
+		w.Buckets[i] = r.Float32() - .5
 	}
 	w.Bias, w.Dense[denseAny] = -.25, 2
 	w.Knots = []Knot{{-1, .5}, {0, .1}, {1, .01}}
@@ -177,25 +177,27 @@ func TestEncode(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := []byte(strings.Repeat("the quick brown fox jumps over the lazy dog ", 30))
-	f := Extract(text, Tool)
-	var whole, worst float64
-	start, before, prev := 0, 0, 0.0
+	f := Extract(text, w.Words, Tool)
+	var whole, worst, prev float64
+	start, before, length := 0, 0, 0
+	norm := func(n int) float64 { return float64(Norm(n)) }
 	for i, end := range f.Ends {
-		var local float64
+		var block float64
 		for _, id := range f.IDs[start:end] {
-			local += float64(w.Local[id])
-			whole += float64(w.Global[id])
+			block += float64(w.Buckets[id])
 		}
-		v := (local + prev) / Norm(end-before)
-		if end-start >= LeastAlone {
-			v = max(v, local/Norm(end-start))
+		v := (block + prev) / norm(before+f.Sizes[i])
+		if i > 0 && f.Sizes[i] >= LeastAlone {
+			v = max(v, block/norm(f.Sizes[i]))
 		}
 		if i == 0 || v > worst {
 			worst = v
 		}
-		prev, before, start = local, start, end
+		prev, before, start = block, f.Sizes[i], end
+		whole += block
+		length += f.Sizes[i]
 	}
-	want := float64(w.Bias) + worst + whole/Norm(len(f.IDs))
+	want := float64(w.Bias) + worst + whole/norm(length)
 	for _, d := range f.Dense {
 		want += float64(w.Dense[d])
 	}
@@ -254,7 +256,7 @@ func FuzzScore(f *testing.F) {
 		if other := s.Score(Classes(hits)); other != got && Turned(text) == nil {
 			t.Fatalf("cut at %d: %v, whole: %v", cut, other, got)
 		}
-		if n, most := len(Extract(text, 0).IDs), perByte*len(text)+6; n > most {
+		if n, most := len(Extract(text, nil, 0).IDs), perByte*(len(text)+1); n > most {
 			t.Fatalf("%d features of %d bytes", n, len(text))
 		}
 	})
@@ -284,6 +286,6 @@ func BenchmarkScore(b *testing.B) {
 }
 
 const (
-	wantFeatures = 131
-	wantHash     = 0xbf17f5adef74150f
+	wantFeatures = 173
+	wantHash     = 0x421eda3056866331
 )

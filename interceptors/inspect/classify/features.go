@@ -9,17 +9,17 @@ import (
 type Features struct {
 	// IDs are the buckets of its n-grams, block after block.
 	IDs []uint32
-	// Ends are where its blocks end in IDs.
-	Ends []int
+	// Ends are where its blocks end in IDs, and Sizes how many bytes they have.
+	Ends, Sizes []int
 	// Dense are the dense features that it has.
 	Dense []uint8
 }
 
 // Extract gives the features of a normalised text for which rules of these
 // classes fired.
-func Extract(normalised []byte, hits Classes) Features {
+func Extract(normalised []byte, words *Words, hits Classes) Features {
 	var f Features
-	s := scanner{sink: &f}
+	s := scanner{words: words, sink: &f}
 	s.write(normalised)
 	s.end()
 	set := s.dense(hits)
@@ -30,10 +30,10 @@ func Extract(normalised []byte, hits Classes) Features {
 	return f
 }
 
-func (f *Features) add(ids []uint32, block bool) {
+func (f *Features) add(ids []uint32, size int, block bool) {
 	f.IDs = append(f.IDs, ids...)
 	if block {
-		f.Ends = append(f.Ends, len(f.IDs))
+		f.Ends, f.Sizes = append(f.Ends, len(f.IDs)), append(f.Sizes, size)
 	}
 }
 

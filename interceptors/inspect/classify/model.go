@@ -8,10 +8,6 @@ import (
 	"math"
 )
 
-// Every bucket has two weights, side by side: one for windows, one for the text
-// as a whole.
-const tableBytes = 2 * Buckets
-
 // Dense features, beside the n-grams.
 const (
 	denseHit    = 0 // a class of rules fired; classBits of them
@@ -25,22 +21,24 @@ const (
 
 // Model is a set of weights. It is immutable and safe for concurrent use.
 type Model struct {
-	table *[tableBytes]byte // int8, window and whole in turn
-	scale [2]float32        // what one step of them is worth
+	table *[Buckets]byte // int8
+	scale float32        // what one step of them is worth
 	bias  float32
 	dense [denseCount]float32
 	knots []Knot
+	words *Words
 }
 
 // Knot ties a sum of weights to the share of benign texts that reach it.
 type Knot struct{ Logit, Rate float32 }
 
 // The file is "SLCW", the version, the generator's version, CRC-32 of what
-// follows, then scales, bias, dense weights, the number of knots, the knots and
-// the table, all little-endian.
+// follows, then the scale, bias, dense weights, the number of knots, the knots, the
+// classes of words and the table, all little-endian.
 const (
+	wordsBytes = 5 * wordSlots
 	magic      = "SLCW"
-	version    = 1
+	version    = 2
 	headerSize = 16
 )
 
@@ -67,7 +65,7 @@ func Load(data []byte) (*Model, error) {
 		rest = rest[4:]
 		return f
 	}
-	m.scale[0], m.scale[1], m.bias = float(), float(), float()
+	m.scale, m.bias = float(), float()
 	for i := range m.dense {
 		m.dense[i] = float()
 	}
@@ -76,30 +74,35 @@ func Load(data []byte) (*Model, error) {
 		knots = int(order.Uint32(rest))
 		rest = rest[4:]
 	}
-	if knots < 2 || knots > 1024 || len(rest) != 8*knots+tableBytes {
+	if knots < 2 || knots > 1024 || len(rest) != 8*knots+wordsBytes+Buckets {
 		return nil, errors.New("the file is cut short or too long")
 	}
 	for range knots {
 		m.knots = append(m.knots, Knot{float(), float()})
 	}
-	m.table = (*[tableBytes]byte)(rest)
+	m.words = new(Words)
+	for i := range m.words.tags {
+		m.words.tags[i] = order.Uint32(rest[4*i:])
+	}
+	copy(m.words.classes[:], rest[4*wordSlots:])
+	m.table = (*[Buckets]byte)(rest[wordsBytes:])
 	return m, nil
 }
 
 // Weights are a model as it is trained.
 type Weights struct {
-	// Local and Global are the weights of the buckets, for windows and for the
-	// whole text.
-	Local, Global []float32
-	Bias          float32
-	Dense         []float32
+	// Buckets are those of the n-grams.
+	Buckets []float32
+	Bias    float32
+	Dense   []float32
 	// Knots are in order of rising logits and falling rates.
 	Knots []Knot
+	Words *Words
 }
 
 // NewWeights are zeros.
-func NewWeights() *Weights {
-	return &Weights{Local: make([]float32, Buckets), Global: make([]float32, Buckets), Dense: make([]float32, denseCount)}
+func NewWeights(words *Words) *Weights {
+	return &Weights{Words: words, Buckets: make([]float32, Buckets), Dense: make([]float32, denseCount)}
 }
 
 // Encode makes a file of them. Weights become bytes, in steps such that one in
@@ -107,9 +110,8 @@ func NewWeights() *Weights {
 func (w *Weights) Encode(generator uint32) []byte {
 	out := make([]byte, headerSize)
 	float := func(f float32) { out = order.AppendUint32(out, math.Float32bits(f)) }
-	scale := [2]float32{step(w.Local), step(w.Global)}
-	float(scale[0])
-	float(scale[1])
+	scale := step(w.Buckets)
+	float(scale)
 	float(w.Bias)
 	for _, d := range w.Dense {
 		float(d)
@@ -119,8 +121,12 @@ func (w *Weights) Encode(generator uint32) []byte {
 		float(k.Logit)
 		float(k.Rate)
 	}
-	for i := range Buckets {
-		out = append(out, quantise(w.Local[i]/scale[0]), quantise(w.Global[i]/scale[1]))
+	for _, t := range w.Words.tags {
+		out = order.AppendUint32(out, t)
+	}
+	out = append(out, w.Words.classes[:]...)
+	for _, b := range w.Buckets {
+		out = append(out, quantise(b/scale))
 	}
 	copy(out, magic)
 	order.PutUint32(out[4:], version)

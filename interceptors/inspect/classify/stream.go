@@ -11,9 +11,7 @@ func (t *Stream) Reset() { t.s = scanner{} }
 
 // Write takes the next piece of a normalised text. It keeps nothing of it.
 func (t *Stream) Write(normalised []byte) {
-	if t.s.sums.model == nil {
-		t.s.sums.model = shipped()
-	}
+	t.s.use(shipped())
 	t.s.write(normalised)
 }
 
@@ -21,9 +19,9 @@ func (t *Stream) Write(normalised []byte) {
 // ended here. It may go on.
 func (t *Stream) Score(hits Classes) float32 {
 	s := t.s
-	if s.sums.model == nil {
-		s.sums.model = shipped()
-	}
+	s.use(shipped())
 	s.end()
 	return s.sums.model.Calibrate(s.logit(hits))
 }
+
+func (s *scanner) use(m *Model) { s.words, s.sums.model = m.words, m }

@@ -57,6 +57,9 @@ class Recorder:
     def unary_unary(self, *args, **kwargs):
         return self._callable("unary_unary", *args, **kwargs)
 
+    def unary_stream(self, *args, **kwargs):
+        return self._callable("unary_stream", *args, **kwargs)
+
     def stream_stream(self, *args, **kwargs):
         return self._callable("stream_stream", *args, **kwargs)
 

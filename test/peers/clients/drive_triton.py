@@ -334,14 +334,16 @@ def models_that_are_not_decoupled(peer):
 
 @case(concurrent=True)
 def two_at_once(peer):
-    """Two answers interleave: each takes 400 ms."""
+    """Two answers interleave: each takes 400 ms, and is longer than what rules hold back of one."""
     sampling = {"max_tokens": 10, "delay_ms": 40}
+    a, b, c, d = (letter * 60 for letter in "xypq")
     got = peer.stream(
-        ("vllm_like", vllm("x y", sampling=sampling), {"request_id": "two-1"}),
-        ("vllm_like", vllm("p q", sampling=sampling), {"request_id": "two-2"}),
+        ("vllm_like", vllm(f"{a} {b}", sampling=sampling), {"request_id": "two-1"}),
+        ("vllm_like", vllm(f"{c} {d}", sampling=sampling), {"request_id": "two-2"}),
         answers=20,
     )
-    equal(texts(got), {"two-1": ["x", " y"] + [" x", " y"] * 4, "two-2": ["p", " q"] + [" p", " q"] * 4})
+    equal({id: "".join(said) for id, said in texts(got).items()},
+          {"two-1": " ".join([a, b] * 5), "two-2": " ".join([c, d] * 5)})  # fmt: skip
     ids = [r.get_response().id for r, _ in got]
     assert ids not in (sorted(ids), sorted(ids, reverse=True)), "the answers did not interleave"
 
@@ -459,4 +461,5 @@ def connect(args, credentials):
     return recorder, Peer(client, client._client_stub)
 
 
-main(connect)
+if __name__ == "__main__":
+    main(connect)

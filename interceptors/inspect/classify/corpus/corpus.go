@@ -15,7 +15,7 @@ import (
 )
 
 // Version changes when the same seed gives other texts.
-const Version = 2
+const Version = 3
 
 // Text is a composed text.
 type Text struct {
@@ -52,54 +52,119 @@ type kind struct {
 }
 
 var attacks = []kind{
-	{"override", "override_attack", "", 22},
-	{"extraction", "extract_attack", "", 18},
-	{"jailbreak", "jailbreak_attack", "", 16},
-	{"jailbreak", "jb_short", "", 6},
-	{"hidden", "hidden_task", "", 7},
+	{"hijack", "hj", "", 22},
+	{"override", "override_attack", "", 14},
 	{"override", "unlock", "", 4},
+	{"extraction", "leak", "", 26},
+	{"extraction", "extract_attack", "", 14},
+	{"jailbreak", "jx", "", 24},
+	{"jailbreak", "epic", "", 8},
+	{"jailbreak", "jailbreak_attack", "", 10},
+	{"jailbreak", "jb_short", "", 5},
+	{"hidden", "hidden_task", "", 7},
+	{"form", "form", "", 18},
+	{"plain", "plain", "", 20},
+	{"drift", "drift", "", 20},
+	{"persuasion", "persuade", "", 10},
 	{"memory", "persist", "", 3},
-	{"tool", "json_carrier", "persist", 2},
-	{"document", "doc_carrier", "persist", 2},
 	{"suffix", "suffix_attack", "", 2},
-	{"exfiltration", "exfil_attack", "", 4},
-	{"indirect", "injection", "", 4},
-	{"tool", "json_carrier", "injection", 8},
-	{"tool", "json_carrier", "bare_action", 6},
-	{"mail", "mail_carrier", "injection", 6},
-	{"document", "doc_carrier", "injection", 10},
-	{"page", "html_carrier", "injection", 4},
-	{"code", "code_carrier", "injection", 4},
+	{"exfiltration", "exfil_attack", "", 3},
+	{"exfiltration", "inj_leak", "", 3},
+	{"indirect", "injection", "", 3},
+	{"indirect", "inj", "", 5},
+	{"foreign", "others_attack", "", 2},
+	{"tool", "json_carrier", "persist", 2},
+	{"tool", "json_carrier", "stray", 3},
+	{"tool", "json_carrier", "injection", 4},
+	{"tool", "json_carrier", "bare_action", 4},
+	{"tool", "json_carrier", "inj", 9},
+	{"tool", "json_carrier", "inj_bare", 9},
+	{"mail", "mail_carrier", "stray", 3},
+	{"mail", "mail_carrier", "injection", 3},
+	{"mail", "mail_carrier", "inj", 6},
 	{"document", "doc_carrier", "override_attack", 2},
+	{"document", "doc_carrier", "persist", 2},
 	{"document", "doc_carrier", "exfil", 2},
 	{"document", "doc_carrier", "stray", 6},
-	{"mail", "mail_carrier", "stray", 3},
+	{"document", "doc_carrier", "hj", 3},
+	{"document", "doc_carrier", "leak", 2},
+	{"document", "doc_carrier", "injection", 5},
+	{"document", "doc_carrier", "inj", 9},
+	{"document", "long_carrier", "inj", 10},
+	{"document", "long_carrier", "inj_bare", 3},
+	{"document", "long_carrier", "stray", 4},
+	{"document", "long_carrier", "form", 3},
+	{"document", "long_carrier", "injection", 3},
+	{"document", "long_carrier", "hj", 2},
+	{"document", "long_carrier", "leak", 2},
+	{"tool", "data_carrier", "inj", 8},
+	{"tool", "data_carrier", "inj_bare", 8},
+	{"tool", "data_carrier", "stray", 2},
+	{"tool", "data_carrier", "form", 2},
+	{"tool", "data_carrier", "hj", 2},
+	{"tool", "data_carrier", "leak", 1},
+	{"document", "genre", "", 8},
+	{"document", "long_carrier", "genre", 6},
+	{"document", "doc_carrier", "genre", 4},
+	{"tool", "data_carrier", "genre", 6},
+	{"mail", "mail_carrier", "genre", 3},
+	{"code", "code_carrier", "genre", 2},
 	{"page", "html_carrier", "stray", 2},
-	{"tool", "json_carrier", "stray", 3},
+	{"page", "html_carrier", "injection", 2},
+	{"page", "html_carrier", "inj", 4},
+	{"code", "code_carrier", "injection", 2},
+	{"code", "code_carrier", "inj", 4},
 }
 
 var harmless = []kind{
 	{"ordinary", "ordinary", "", 12},
-	{"chat", "followup", "", 10},
-	{"chat", "chat", "", 8},
-	{"exercise", "exercise", "", 7},
+	{"chat", "followup", "", 8},
+	{"chat", "chat", "", 7},
+	{"chat", "talk", "", 22},
+	{"near", "near", "", 26},
+	{"chat", "ask", "", 26},
+	{"exercise", "exercise", "", 5},
+	{"exercise", "lesson", "", 26},
+	{"technical", "tech", "", 12},
+	{"agent", "machine", "", 12},
+	{"security", "sec", "", 12},
 	{"image", "image", "", 2},
-	{"people", "people", "", 8},
+	{"people", "people", "", 7},
+	{"people", "vice_safe", "", 8},
 	{"sum", "sum", "", 8},
-	{"others", "others", "", 4},
-	{"roleplay", "roleplay", "", 12},
-	{"roleplay", "long_roleplay", "", 9},
-	{"ignore", "ordinary_ignore", "", 8},
+	{"others", "others", "", 12},
+	{"roleplay", "rp", "", 30},
+	{"roleplay", "brief", "", 12},
+	{"roleplay", "roleplay", "", 7},
+	{"roleplay", "long_roleplay", "", 7},
+	{"ignore", "ordinary_ignore", "", 6},
 	{"security", "security_note", "", 8},
 	{"note", "benign_note", "", 8},
+	{"office", "office", "", 14},
+	{"request", "office_user", "", 8},
+	{"request", "human_request", "", 3},
 	{"system", "system_prompt", "", 5},
 	{"coding", "coding", "", 4},
-	{"request", "human_request", "", 4},
 	{"tool", "json_carrier", "inert", 12},
-	{"mail", "mail_carrier", "inert", 7},
-	{"document", "doc_carrier", "inert", 10},
-	{"page", "html_carrier", "inert", 4},
-	{"code", "code_carrier", "inert", 4},
+	{"tool", "json_carrier", "office", 8},
+	{"mail", "mail_carrier", "inert", 6},
+	{"mail", "mail_carrier", "office", 6},
+	{"document", "doc_carrier", "inert", 12},
+	{"document", "doc_carrier", "rp_ask", 3},
+	{"document", "long_carrier", "inert", 18},
+	{"document", "long_carrier", "office", 10},
+	{"document", "long_carrier", "lesson", 3},
+	{"document", "passage", "", 6},
+	{"tool", "data_carrier", "inert", 14},
+	{"tool", "data_carrier", "office", 12},
+	{"tool", "data_carrier", "rp_ask", 2},
+	{"tool", "data_carrier", "machine", 5},
+	{"document", "long_carrier", "machine", 4},
+	{"page", "html_carrier", "inert", 5},
+	{"code", "code_carrier", "inert", 5},
+	{"document", "doc_carrier", "tech", 3},
+	{"document", "doc_carrier", "sec", 2},
+	{"tool", "json_carrier", "tech", 2},
 }
 
 // Attack composes an attack.
@@ -117,30 +182,27 @@ func (g *Generator) make(kinds []kind, attack bool) Text {
 	if k.slot != "" {
 		text = strings.ReplaceAll(text, slot, g.Expand(k.slot))
 	}
-	if g.r.IntN(10) == 0 {
-		text = g.misspell(text)
+	if g.r.IntN(14) == 0 {
+		text = g.among(text)
 	}
-	return Text{Attack: attack, Category: k.category, Lang: "en", Text: text}
+	return Text{Attack: attack, Category: k.category, Lang: "en", Text: g.typed(text)}
 }
 
-// misspell makes a typing error in one word of eight or so: a letter is left out,
-// doubled, or changes places with the next.
-func (g *Generator) misspell(text string) string {
-	b := []byte(text)
-	for i := 2; i+2 < len(b); i++ {
-		if c := b[i] | 0x20; c < 'a' || c > 'z' || b[i+1] < 'a' || b[i-1] == ' ' || g.r.IntN(45) > 0 {
-			continue
-		}
-		switch g.r.IntN(3) {
-		case 0:
-			b = append(b[:i], b[i+1:]...)
-		case 1:
-			b = append(b[:i+1], b[i:]...)
-		default:
-			b[i], b[i+1] = b[i+1], b[i]
+// among puts a text among harmless ones, as turns of a conversation or parts of
+// a document.
+func (g *Generator) among(text string) string {
+	parts := []string{text}
+	for range 1 + g.r.IntN(3) {
+		other := pick(g.r, harmless)
+		t := strings.ReplaceAll(g.Expand(other.start), slot, g.Expand("inert"))
+		if g.r.IntN(3) == 0 {
+			parts = append(parts, t)
+		} else {
+			parts = append([]string{t}, parts...)
 		}
 	}
-	return string(b)
+	joint := g.Expand("joint")
+	return strings.TrimPrefix(joint, "\n") + strings.Join(parts, joint)
 }
 
 // languages, beside English, and foreignShare, the percentage of texts in them.
@@ -184,18 +246,25 @@ func (g *Generator) Expand(name string) string {
 	return b.String()
 }
 
+var orders = []string{
+	"injection", "inj", "inj", "inj", "inj_bare", "genre", "genre", "stray", "drift", "form", "override_attack", "hj",
+}
+
 // Order is what an attacker hides in something to be read.
 func (g *Generator) Order() string {
 	if g.r.IntN(8) == 0 {
 		return g.Expand(languages[g.r.IntN(len(languages))] + "_inject")
 	}
-	return g.Expand([]string{"injection", "stray", "stray", "override_attack", "bare_action"}[g.r.IntN(5)])
+	return g.Expand(orders[g.r.IntN(len(orders))])
 }
 
 // Wrap puts a text into something to be read: a tool's result, an e-mail, a
 // document, a page or code.
 func (g *Generator) Wrap(text string) string {
-	carriers := []string{"json_carrier", "json_carrier", "mail_carrier", "doc_carrier", "html_carrier", "code_carrier"}
+	carriers := []string{
+		"json_carrier", "json_carrier", "data_carrier", "data_carrier", "mail_carrier", "doc_carrier", "long_carrier",
+		"html_carrier", "code_carrier",
+	}
 	return strings.ReplaceAll(g.Expand(carriers[g.r.IntN(len(carriers))]), slot, text)
 }
 

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"unicode"
 
 	"go.uber.org/goleak"
 )
@@ -73,13 +74,47 @@ func TestDiverse(t *testing.T) {
 	}
 }
 
+// TestWordings holds that 10,000 texts have many different runs of three words,
+// for attacks and harmless texts alike, and that no run of six is in many texts.
+func TestWordings(t *testing.T) {
+	g := generator(t, 11)
+	const n = 5000
+	triples, sixes := [2]map[string]bool{{}, {}}, map[string]int{}
+	for range n {
+		for i, x := range []Text{g.Attack(), g.Harmless()} {
+			words := strings.FieldsFunc(x.Text, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })
+			seen := map[string]bool{}
+			for j := range words {
+				if j+3 <= len(words) {
+					triples[i][strings.Join(words[j:j+3], " ")] = true
+				}
+				if j+6 <= len(words) {
+					seen[strings.Join(words[j:j+6], " ")] = true
+				}
+			}
+			for run := range seen {
+				sixes[run]++
+			}
+		}
+	}
+	const least = 80_000
+	if a, h := len(triples[0]), len(triples[1]); a < least || h < least {
+		t.Errorf("%d runs of three words in %d attacks, %d in as many harmless texts, want %d", a, n, h, least)
+	}
+	for run, texts := range sixes {
+		if texts >= 2*n/100 {
+			t.Errorf("%q is in %d of %d texts", run, texts, 2*n)
+		}
+	}
+}
+
 // TestNothingIdle holds that all of the grammar is used.
 func TestNothingIdle(t *testing.T) {
 	g, err := parsed()
 	if err != nil {
 		t.Fatal(err)
 	}
-	used := map[string]bool{"injection": true, "bare_action": true, "inert": true}
+	used := map[string]bool{"joint": true}
 	var visit func(name string)
 	var walk func(n node)
 	walk = func(n node) {

@@ -109,6 +109,15 @@ func crossValidate(t texts, s settings, left func(int, *example) bool, workers i
 	return slices.Concat(parts...)
 }
 
+// transferred scores each real text by a model that has seen composed texts alone.
+func transferred(t texts, s settings) (all []scored) {
+	w := train(t.made, s)
+	for _, e := range slices.Concat(t.real, t.mixed) {
+		all = append(all, scored{e, logit(w, e)})
+	}
+	return all
+}
+
 // harmless are the scores of harmless texts, falling.
 func harmless(all []scored) []float64 {
 	var list []float64
@@ -136,6 +145,19 @@ func calibrate(all []scored) (knots []classify.Knot) {
 	return knots
 }
 
+// auc is the chance that an attack scores higher than a harmless text, whose
+// scores are given falling.
+func auc(all []scored, harmless []float64) float64 {
+	n, sum := 0, 0
+	for _, s := range all {
+		if s.attack && !mixture(s.example) && !encoded(s.Category) {
+			n++
+			sum += len(harmless) - sort.Search(len(harmless), func(i int) bool { return harmless[i] < s.z })
+		}
+	}
+	return float64(sum) / float64(max(n*len(harmless), 1))
+}
+
 // report prints recall by category and false positives by group. What is
 // refused is what the rules of phrases refuse, or the score at the rate of users,
 // which the margin makes half of it.
@@ -147,12 +169,7 @@ func report(out io.Writer, all []scored) {
 		over       [3]int
 	}
 	groups := map[string]*tally{}
-	for _, s := range all {
-		t := groups[group(s)]
-		if t == nil {
-			t = new(tally)
-			groups[group(s)] = t
-		}
+	count := func(t *tally, s scored) {
 		t.n++
 		for i, l := range limits {
 			if s.z > l {
@@ -161,6 +178,24 @@ func report(out io.Writer, all []scored) {
 		}
 		if s.rules || s.z > limits[2] {
 			t.refused++
+		}
+	}
+	for _, s := range all {
+		t := groups[group(s)]
+		if t == nil {
+			t = new(tally)
+			groups[group(s)] = t
+		}
+		count(t, s)
+	}
+	for _, s := range all { // and over all sources
+		for name, in := range benignGroups {
+			if !s.attack && in(s) {
+				if groups[name] == nil {
+					groups[name] = new(tally)
+				}
+				count(groups[name], s)
+			}
 		}
 	}
 	names := make([]string, 0, len(groups))
@@ -199,6 +234,19 @@ func report(out io.Writer, all []scored) {
 	fmt.Fprintf(out, "%-60s %6.0f %7.3f %7.3f %7.3f\n", "mean of families of 20 and more, but JailbreakBench", families,
 		mean[0]/families, mean[1]/families, mean[2]/families)
 	fmt.Fprintf(out, "%-60s %6.0f %7.3f %7.3f %7.3f\n", "obfuscated", copies, obfuscated[0]/copies, obfuscated[1]/copies, obfuscated[2]/copies)
+	fmt.Fprintf(out, "%-60s %6s %7.3f\n", "area under the curve, all attacks that are not encoded", "", auc(all, list))
+}
+
+// benignGroups are what harmless texts are summed up by.
+var benignGroups = map[string]func(scored) bool{
+	"-- ordinary": func(s scored) bool {
+		return !mixture(s.example) && !encoded(s.Category) && !strings.HasPrefix(s.Category, "hard_") && s.Category != "multilingual"
+	},
+	"-- hard": func(s scored) bool { return strings.HasPrefix(s.Category, "hard_") },
+	"-- multilingual": func(s scored) bool {
+		return s.Category == "multilingual" || s.Lang != "" && s.Lang != "en" && !mixture(s.example)
+	},
+	"-- encoded": func(s scored) bool { return strings.HasPrefix(s.Category, "benign_encoded") },
 }
 
 // group is what a text is reported with.

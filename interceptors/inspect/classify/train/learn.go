@@ -14,58 +14,64 @@ type settings struct {
 	seed   uint64
 }
 
-// half is where the buckets of byte n-grams begin.
-const half = classify.Buckets / 2
-
 // learner holds the weights and AdaGrad's sums of squares.
 type learner struct {
-	w             *classify.Weights
-	local, global []float32 // sums of squared gradients
-	dense         []float32
-	bias          float32
+	w       *classify.Weights
+	buckets []float32 // sums of squared gradients
+	dense   []float32
+	bias    float32
 	settings
 }
 
+// window is a part of a text: features, and how many bytes they are of.
+type window struct{ from, to, size int }
+
 // forward is the logit of a text, and the window that counted.
-func forward(w *classify.Weights, f *classify.Features) (logit float64, from, to int) {
-	var sum float64
-	before := 0
-	var worst float64
-	var prev float64
-	start := 0
+func forward(w *classify.Weights, f *classify.Features) (logit float64, most window) {
+	var sum, worst, before float64
+	var last window
 	for i, end := range f.Ends {
+		here := window{last.to, end, f.Sizes[i]}
 		var local float64
-		for _, id := range f.IDs[start:end] {
-			x := boosts[id/half]
-			local += x * float64(w.Local[id])
-			sum += x * float64(w.Global[id])
+		for _, id := range f.IDs[here.from:here.to] {
+			local += boost(id) * float64(w.Buckets[id])
 		}
-		v, first := (local+prev)/classify.Norm(end-before), before
-		if n := end - start; n >= classify.LeastAlone && local/classify.Norm(n) > v {
-			v, first = local/classify.Norm(n), start
+		sum += local
+		both := window{last.from, end, here.size + last.size}
+		v := (local + before) / float64(classify.Norm(both.size))
+		if i > 0 && here.size >= classify.LeastAlone {
+			if x := local / float64(classify.Norm(here.size)); x > v {
+				v, both = x, here
+			}
 		}
 		if i == 0 || v > worst {
-			worst, from, to = v, first, end
+			worst, most = v, both
 		}
-		prev = local
-		before = start
-		start = end
+		before, last = local, here
 	}
 	z := denseBoost*float64(w.Bias) + worst
-	if n := len(f.IDs); n > 0 {
-		z += sum / classify.Norm(n)
+	if len(f.IDs) > 0 {
+		z += sum / float64(classify.Norm(length(f)))
 	}
 	for _, d := range f.Dense {
 		z += denseBoost * float64(w.Dense[d])
 	}
-	return z, from, to
+	return z, most
+}
+
+// length is that of a text in bytes.
+func length(f *classify.Features) (n int) {
+	for _, size := range f.Sizes {
+		n += size
+	}
+	return n
 }
 
 // logit is the worst of a text's views.
 func logit(w *classify.Weights, e *example) float64 {
 	worst := math.Inf(-1)
 	for i := range e.views {
-		z, _, _ := forward(w, &e.views[i])
+		z, _ := forward(w, &e.views[i])
 		worst = max(worst, z)
 	}
 	return worst
@@ -73,9 +79,8 @@ func logit(w *classify.Weights, e *example) float64 {
 
 // train fits the weights to the examples.
 func train(examples []*example, s settings) *classify.Weights {
-	w := classify.NewWeights()
-	l := &learner{w: w, settings: s,
-		local: make([]float32, len(w.Local)), global: make([]float32, len(w.Global)), dense: make([]float32, len(w.Dense))}
+	w := classify.NewWeights(words)
+	l := &learner{w: w, settings: s, buckets: make([]float32, len(w.Buckets)), dense: make([]float32, len(w.Dense))}
 	r := rand.New(rand.NewPCG(s.seed, 1)) //nolint:gosec // meant to repeat
 	at := make([]int, len(examples))
 	for i := range at {
@@ -83,9 +88,9 @@ func train(examples []*example, s settings) *classify.Weights {
 	}
 	for epoch := range s.epochs {
 		r.Shuffle(len(at), func(i, j int) { at[i], at[j] = at[j], at[i] })
-		rate := s.rate * (1 - float64(epoch)/float64(s.epochs))
-		for _, i := range at {
-			l.step(examples[i], rate)
+		for n, i := range at {
+			done := (float64(epoch) + float64(n)/float64(len(at))) / float64(s.epochs)
+			l.step(examples[i], s.rate*max(1-done, .02))
 		}
 	}
 	return w
@@ -93,7 +98,7 @@ func train(examples []*example, s settings) *classify.Weights {
 
 func (l *learner) step(e *example, rate float64) {
 	f := &e.views[0]
-	z, from, to := forward(l.w, f)
+	z, most := forward(l.w, f)
 	p := 1 / (1 + math.Exp(-z))
 	g := p
 	if e.attack {
@@ -103,19 +108,16 @@ func (l *learner) step(e *example, rate float64) {
 	if math.Abs(g) < 1e-3 {
 		return
 	}
-	update := func(w, h []float32, ids []uint32) {
-		if len(ids) == 0 {
-			return
-		}
-		u := g / classify.Norm(len(ids))
+	update := func(ids []uint32, size int) {
+		u := g / float64(classify.Norm(size))
 		for _, id := range ids {
-			x := u * boosts[id/half]
-			h[id] += float32(x * x)
-			w[id] -= float32(rate / (math.Sqrt(float64(h[id])) + 1e-6) * x)
+			x := u * boost(id)
+			l.buckets[id] += float32(x * x)
+			l.w.Buckets[id] -= float32(rate / (math.Sqrt(float64(l.buckets[id])) + 1e-6) * x)
 		}
 	}
-	update(l.w.Local, l.local, f.IDs[from:to])
-	update(l.w.Global, l.global, f.IDs)
+	update(f.IDs[most.from:most.to], most.size)
+	update(f.IDs, length(f))
 	g *= denseBoost // the bias is one of them
 	for _, d := range f.Dense {
 		l.dense[d] += float32(g * g)
@@ -125,9 +127,17 @@ func (l *learner) step(e *example, rate float64) {
 	l.w.Bias -= float32(rate / (math.Sqrt(float64(l.bias)) + 1e-6) * g)
 }
 
-// boosts are how much more a feature counts of words than of bytes: there are
-// many more of these.
-var boosts = [2]float64{4, 1}
+// boost is how much more a feature counts than one of bytes, of which there are
+// many more.
+func boost(id uint32) float64 {
+	switch classify.KindOf(id) {
+	case classify.WordNgram:
+		return 4
+	case classify.SkeletonNgram:
+		return 2
+	}
+	return 1
+}
 
 // denseBoost is the same for dense features. Less would waste the rules; with
 // more the model leans on them, and learns little from words.

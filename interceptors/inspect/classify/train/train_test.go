@@ -26,7 +26,7 @@ func TestLearns(t *testing.T) {
 	list := made(t, 700, 1)
 	s := settings{epochs: 3, rate: .6, seed: 1}
 	w := train(list, s)
-	if again := train(list, s); !slices.Equal(w.Local, again.Local) || !slices.Equal(w.Global, again.Global) || w.Bias != again.Bias {
+	if again := train(list, s); !slices.Equal(w.Buckets, again.Buckets) || w.Bias != again.Bias {
 		t.Error("the same texts and seed gave other weights")
 	}
 	right, other := 0, made(t, 300, 2)
@@ -105,7 +105,7 @@ func TestCalibrate(t *testing.T) {
 			t.Errorf("knots %v and %v", knots[i-1], k)
 		}
 	}
-	w := classify.NewWeights()
+	w := classify.NewWeights(words)
 	w.Knots = knots
 	if _, err := classify.Load(w.Encode(1)); err != nil {
 		t.Error(err)

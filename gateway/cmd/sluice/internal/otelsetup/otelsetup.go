@@ -1,5 +1,5 @@
 // Package otelsetup makes the OpenTelemetry SDK of the gateway program from its
-// configuration: traces and metrics to a collector over OTLP, and metrics for
+// configuration: traces, metrics and logs to a collector over OTLP, and metrics for
 // Prometheus to fetch.
 //
 // Nothing here ever waits for the collector: spans queue up to a bound and are
@@ -18,20 +18,24 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlplog/otlploggrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetricgrpc"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	promexporter "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/propagation"
+	sdklog "go.opentelemetry.io/otel/sdk/log"
 	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.41.0"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // The bounds. A span with its events takes a few KiB, so that a full queue
 // stays well under 16 MiB.
 const (
 	maxQueue        = 2048             // spans that wait for the collector; more are dropped
+	maxLogs         = 8192             // log records that do
 	maxBatch        = 512              // spans in one request
 	batchInterval   = time.Second      // between requests that are not full
 	metricInterval  = time.Minute      // between exports of metrics
@@ -43,8 +47,12 @@ const (
 
 // Providers are what the telemetry policy and the admin listener need.
 type Providers struct {
-	Tracer     *sdktrace.TracerProvider
-	Meter      *sdkmetric.MeterProvider
+	Tracer *sdktrace.TracerProvider
+	// Sampled is what the tracer's sampler decides for a span, by its parent and the id of its trace.
+	Sampled func(parent trace.SpanContext, id trace.TraceID) bool
+	Meter   *sdkmetric.MeterProvider
+	// Logger gets what is exported as log records: without a collector they are dropped.
+	Logger     *sdklog.LoggerProvider
 	Propagator propagation.TextMapPropagator
 	// Metrics serves the metrics to Prometheus, in its text formats.
 	Metrics http.Handler
@@ -82,18 +90,27 @@ func Setup(ctx context.Context, cfg *configv1.Telemetry) (p Providers, shutdown 
 	limits := sdktrace.NewSpanLimits()
 	limits.AttributeValueLengthLimit = maxAttribute
 	limits.EventCountLimit = maxEvents
+	root := sdktrace.TraceIDRatioBased(ratio)
 	traces := []sdktrace.TracerProviderOption{
 		sdktrace.WithResource(res),
-		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(ratio))),
+		sdktrace.WithSampler(sdktrace.ParentBased(root)),
 		sdktrace.WithRawSpanLimits(limits),
 	}
 	meters := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(reader)}
+	logs := []sdklog.LoggerProviderOption{sdklog.WithResource(res), sdklog.WithAttributeValueLengthLimit(maxAttribute)}
 	var spans sdktrace.SpanExporter
 	if address != "" {
 		var metrics sdkmetric.Exporter
 		if spans, metrics, err = exporters(ctx, address, cfg.GetOtlpPlaintext()); err != nil {
 			return p, nil, err
 		}
+		records, err := logExporter(ctx, address, cfg.GetOtlpPlaintext())
+		if err != nil {
+			return p, nil, errors.Join(err, spans.Shutdown(ctx), metrics.Shutdown(ctx))
+		}
+		logs = append(logs, sdklog.WithProcessor(sdklog.NewBatchProcessor(records,
+			sdklog.WithMaxQueueSize(maxLogs), sdklog.WithExportMaxBatchSize(maxBatch),
+			sdklog.WithExportInterval(batchInterval), sdklog.WithExportTimeout(exportTimeout))))
 		traces = append(traces, sdktrace.WithBatcher(spans,
 			sdktrace.WithMaxQueueSize(maxQueue), sdktrace.WithMaxExportBatchSize(maxBatch),
 			sdktrace.WithBatchTimeout(batchInterval), sdktrace.WithExportTimeout(exportTimeout)))
@@ -102,15 +119,18 @@ func Setup(ctx context.Context, cfg *configv1.Telemetry) (p Providers, shutdown 
 	}
 	p = Providers{
 		Tracer:     sdktrace.NewTracerProvider(traces...),
+		Sampled:    parentBased(root),
 		Meter:      sdkmetric.NewMeterProvider(meters...),
+		Logger:     sdklog.NewLoggerProvider(logs...),
 		Propagator: propagation.TraceContext{},
 		Metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, EnableOpenMetrics: true}),
 	}
 	return p, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, shutdownTimeout)
 		defer cancel()
-		// Side by side, so that a collector that hangs costs one timeout, not two.
-		traced := make(chan error, 1)
+		// Side by side, so that a collector that hangs costs one timeout, not three.
+		traced, logged := make(chan error, 1), make(chan error, 1)
+		go func() { logged <- p.Logger.Shutdown(ctx) }()
 		go func() {
 			err := p.Tracer.Shutdown(ctx)
 			if err != nil && spans != nil {
@@ -119,8 +139,20 @@ func Setup(ctx context.Context, cfg *configv1.Telemetry) (p Providers, shutdown 
 			traced <- err
 		}()
 		err := p.Meter.Shutdown(ctx)
-		return errors.Join(<-traced, err)
+		return errors.Join(<-traced, <-logged, err)
 	}, nil
+}
+
+// parentBased is what sdktrace.ParentBased(root) decides, without a context for each
+// question: a span is sampled if its parent is, and where it has none, as root says.
+func parentBased(root sdktrace.Sampler) func(trace.SpanContext, trace.TraceID) bool {
+	return func(parent trace.SpanContext, id trace.TraceID) bool {
+		if parent.IsValid() {
+			return parent.IsSampled()
+		}
+		p := sdktrace.SamplingParameters{ParentContext: context.Background(), TraceID: id}
+		return root.ShouldSample(p).Decision == sdktrace.RecordAndSample
+	}
 }
 
 func exporters(ctx context.Context, address string, plaintext bool) (sdktrace.SpanExporter, sdkmetric.Exporter, error) {
@@ -145,6 +177,18 @@ func exporters(ctx context.Context, address string, plaintext bool) (sdktrace.Sp
 		return nil, nil, errors.Join(fmt.Errorf("metrics to telemetry.otlp_address %q: %w", address, err), spans.Shutdown(ctx))
 	}
 	return spans, metrics, nil
+}
+
+func logExporter(ctx context.Context, address string, plaintext bool) (sdklog.Exporter, error) {
+	opts := []otlploggrpc.Option{otlploggrpc.WithEndpoint(address), otlploggrpc.WithTimeout(exportTimeout)}
+	if plaintext {
+		opts = append(opts, otlploggrpc.WithInsecure())
+	}
+	e, err := otlploggrpc.New(ctx, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("logs to telemetry.otlp_address %q: %w", address, err)
+	}
+	return e, nil
 }
 
 // newResource says who reports. What comes later wins.

@@ -13,8 +13,10 @@ import (
 
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 
+	otellog "go.opentelemetry.io/otel/log"
 	semconv "go.opentelemetry.io/otel/semconv/v1.41.0"
 	"go.opentelemetry.io/otel/trace"
+	logspb "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	metricspb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"go.uber.org/goleak"
@@ -77,6 +79,36 @@ func TestResource(t *testing.T) {
 	}
 }
 
+// Sampled is what the tracer does.
+func TestSampled(t *testing.T) {
+	parent := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{2}})
+	sampled := parent.WithTraceFlags(trace.FlagsSampled)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing := grpc.NewServer() // a collector that takes nothing
+	served := make(chan struct{})
+	go func() { defer close(served); _ = nothing.Serve(l) }()
+	defer func() { nothing.Stop(); <-served }()
+	for _, ratio := range []float64{0, .5, 1} {
+		p, shutdown, err := Setup(t.Context(), &configv1.Telemetry{OtlpAddress: l.Addr().String(), OtlpPlaintext: true, SampleRatio: &ratio})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tracer := p.Tracer.Tracer("t")
+		for n := range 400 {
+			of := []trace.SpanContext{{}, parent, sampled, parent.WithRemote(true), sampled.WithRemote(true)}[n%5]
+			_, span := tracer.Start(trace.ContextWithSpanContext(t.Context(), of), "a call")
+			id := span.SpanContext().TraceID()
+			if got := p.Sampled(of, id); got != span.SpanContext().IsSampled() || got != span.IsRecording() {
+				t.Errorf("ratio %v, parent %+v, trace %v: %v, and the tracer thinks otherwise", ratio, of, id, got)
+			}
+		}
+		_ = shutdown(t.Context()) // an error: the spans were not taken
+	}
+}
+
 func TestBadRatio(t *testing.T) {
 	for _, bad := range []float64{-0.1, 1.1, math.NaN()} {
 		if _, _, err := Setup(t.Context(), &configv1.Telemetry{SampleRatio: &bad}); err == nil {
@@ -124,15 +156,35 @@ func (c *metricCollector) Export(_ context.Context, r *metricspb.ExportMetricsSe
 	return &metricspb.ExportMetricsServiceResponse{}, nil
 }
 
+type logCollector struct {
+	logspb.UnimplementedLogsServiceServer
+	mu    sync.Mutex
+	names []string
+}
+
+func (c *logCollector) Export(_ context.Context, r *logspb.ExportLogsServiceRequest) (*logspb.ExportLogsServiceResponse, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, rl := range r.ResourceLogs {
+		for _, sl := range rl.ScopeLogs {
+			for _, l := range sl.LogRecords {
+				c.names = append(c.names, l.EventName)
+			}
+		}
+	}
+	return &logspb.ExportLogsServiceResponse{}, nil
+}
+
 func TestExport(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	spans, metrics := new(collector), new(metricCollector)
+	spans, metrics, logs := new(collector), new(metricCollector), new(logCollector)
 	s := grpc.NewServer()
 	tracepb.RegisterTraceServiceServer(s, spans)
 	metricspb.RegisterMetricsServiceServer(s, metrics)
+	logspb.RegisterLogsServiceServer(s, logs)
 	served := make(chan struct{})
 	go func() { defer close(served); _ = s.Serve(l) }()
 	defer func() { s.Stop(); <-served }()
@@ -145,8 +197,14 @@ func TestExport(t *testing.T) {
 	span.End()
 	c, _ := p.Meter.Meter("t").Int64Counter("a.counter")
 	c.Add(t.Context(), 1)
+	var record otellog.Record
+	record.SetEventName("an event")
+	p.Logger.Logger("t").Emit(t.Context(), record)
 	if err := shutdown(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if len(logs.names) != 1 || logs.names[0] != "an event" {
+		t.Errorf("the collector has logs %q", logs.names)
 	}
 	if len(spans.spans) != 1 || spans.spans[0] != "an inference" {
 		t.Errorf("the collector has spans %q", spans.spans)

@@ -91,10 +91,12 @@ type AccountName struct {
 	// The budget's name.
 	Budget string `protobuf:"bytes,1,opt,name=budget,proto3" json:"budget,omitempty"`
 	// The names that the budget tells apart (Budget.per); empty where it does not.
-	TrustDomain   string `protobuf:"bytes,2,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	Tenant        string `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Principal     string `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
-	Model         string `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
+	TrustDomain string `protobuf:"bytes,2,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Tenant      string `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Principal   string `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	Model       string `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
+	// What the budget's own key gives (Budget.key).
+	Key           string `protobuf:"bytes,6,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +162,13 @@ func (x *AccountName) GetPrincipal() string {
 func (x *AccountName) GetModel() string {
 	if x != nil {
 		return x.Model
+	}
+	return ""
+}
+
+func (x *AccountName) GetKey() string {
+	if x != nil {
+		return x.Key
 	}
 	return ""
 }
@@ -705,13 +714,14 @@ var File_sluice_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_sluice_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1bsluice/admin/v1/admin.proto\x12\x0fsluice.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x01\n" +
+	"\x1bsluice/admin/v1/admin.proto\x12\x0fsluice.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n" +
 	"\vAccountName\x12\x16\n" +
 	"\x06budget\x18\x01 \x01(\tR\x06budget\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x16\n" +
 	"\x06tenant\x18\x03 \x01(\tR\x06tenant\x12\x1c\n" +
 	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x14\n" +
-	"\x05model\x18\x05 \x01(\tR\x05model\"\x90\x03\n" +
+	"\x05model\x18\x05 \x01(\tR\x05model\x12\x10\n" +
+	"\x03key\x18\x06 \x01(\tR\x03key\"\x90\x03\n" +
 	"\aAccount\x120\n" +
 	"\x04name\x18\x01 \x01(\v2\x1c.sluice.admin.v1.AccountNameR\x04name\x12/\n" +
 	"\x06metric\x18\x02 \x01(\x0e2\x17.sluice.admin.v1.MetricR\x06metric\x12\x14\n" +

@@ -94,6 +94,11 @@ const (
 	Dialect_DIALECT_KSERVE Dialect = 3
 	// Any service whose fields have roles, by option or by Backend.fields.
 	Dialect_DIALECT_FIELDS Dialect = 4
+	// TGIS, and those who speak its API: vLLM's adapter for it, caikit.
+	Dialect_DIALECT_TGIS Dialect = 5
+	// vLLM's own gRPC server (vllm.grpc.engine.VllmEngine). Its requests name no
+	// model: Backend.models has the one that it runs.
+	Dialect_DIALECT_VLLM Dialect = 6
 )
 
 // Enum value maps for Dialect.
@@ -104,6 +109,8 @@ var (
 		2: "DIALECT_MLSERVER",
 		3: "DIALECT_KSERVE",
 		4: "DIALECT_FIELDS",
+		5: "DIALECT_TGIS",
+		6: "DIALECT_VLLM",
 	}
 	Dialect_value = map[string]int32{
 		"DIALECT_UNSPECIFIED": 0,
@@ -111,6 +118,8 @@ var (
 		"DIALECT_MLSERVER":    2,
 		"DIALECT_KSERVE":      3,
 		"DIALECT_FIELDS":      4,
+		"DIALECT_TGIS":        5,
+		"DIALECT_VLLM":        6,
 	}
 )
 
@@ -139,6 +148,163 @@ func (x Dialect) Number() protoreflect.EnumNumber {
 // Deprecated: Use Dialect.Descriptor instead.
 func (Dialect) EnumDescriptor() ([]byte, []int) {
 	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+// Readiness is how model servers say that they are ready for calls.
+type Readiness int32
+
+const (
+	Readiness_READINESS_UNSPECIFIED Readiness = 0
+	// grpc.health.v1, watched. A server without it counts as ready.
+	Readiness_READINESS_GRPC_HEALTH Readiness = 1
+	// The Open Inference Protocol's ServerReady, asked every 5 s.
+	Readiness_READINESS_SERVER_READY Readiness = 2
+)
+
+// Enum value maps for Readiness.
+var (
+	Readiness_name = map[int32]string{
+		0: "READINESS_UNSPECIFIED",
+		1: "READINESS_GRPC_HEALTH",
+		2: "READINESS_SERVER_READY",
+	}
+	Readiness_value = map[string]int32{
+		"READINESS_UNSPECIFIED":  0,
+		"READINESS_GRPC_HEALTH":  1,
+		"READINESS_SERVER_READY": 2,
+	}
+)
+
+func (x Readiness) Enum() *Readiness {
+	p := new(Readiness)
+	*p = x
+	return p
+}
+
+func (x Readiness) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Readiness) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_config_v1_config_proto_enumTypes[2].Descriptor()
+}
+
+func (Readiness) Type() protoreflect.EnumType {
+	return &file_sluice_config_v1_config_proto_enumTypes[2]
+}
+
+func (x Readiness) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Readiness.Descriptor instead.
+func (Readiness) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{2}
+}
+
+// GuardFailure says what becomes of a prompt when the guard model fails.
+type GuardFailure int32
+
+const (
+	GuardFailure_GUARD_FAILURE_UNSPECIFIED GuardFailure = 0
+	// It is refused, with POLICY_UNAVAILABLE. The default.
+	GuardFailure_GUARD_FAILURE_DENY GuardFailure = 1
+	// It passes, and that is counted.
+	GuardFailure_GUARD_FAILURE_ALLOW GuardFailure = 2
+)
+
+// Enum value maps for GuardFailure.
+var (
+	GuardFailure_name = map[int32]string{
+		0: "GUARD_FAILURE_UNSPECIFIED",
+		1: "GUARD_FAILURE_DENY",
+		2: "GUARD_FAILURE_ALLOW",
+	}
+	GuardFailure_value = map[string]int32{
+		"GUARD_FAILURE_UNSPECIFIED": 0,
+		"GUARD_FAILURE_DENY":        1,
+		"GUARD_FAILURE_ALLOW":       2,
+	}
+)
+
+func (x GuardFailure) Enum() *GuardFailure {
+	p := new(GuardFailure)
+	*p = x
+	return p
+}
+
+func (x GuardFailure) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GuardFailure) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_config_v1_config_proto_enumTypes[3].Descriptor()
+}
+
+func (GuardFailure) Type() protoreflect.EnumType {
+	return &file_sluice_config_v1_config_proto_enumTypes[3]
+}
+
+func (x GuardFailure) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GuardFailure.Descriptor instead.
+func (GuardFailure) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+// Cut is what becomes of the message of a streamed answer that does not fit in a budget.
+type Cut int32
+
+const (
+	Cut_CUT_UNSPECIFIED Cut = 0
+	// None of it is delivered. The default.
+	Cut_CUT_DROP Cut = 1
+	// Its text is delivered up to the last token that fits. For models with one of
+	// Config.tokenizers; where there is none, and for token ids, none of it is delivered.
+	Cut_CUT_SPLICE Cut = 2
+)
+
+// Enum value maps for Cut.
+var (
+	Cut_name = map[int32]string{
+		0: "CUT_UNSPECIFIED",
+		1: "CUT_DROP",
+		2: "CUT_SPLICE",
+	}
+	Cut_value = map[string]int32{
+		"CUT_UNSPECIFIED": 0,
+		"CUT_DROP":        1,
+		"CUT_SPLICE":      2,
+	}
+)
+
+func (x Cut) Enum() *Cut {
+	p := new(Cut)
+	*p = x
+	return p
+}
+
+func (x Cut) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Cut) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_config_v1_config_proto_enumTypes[4].Descriptor()
+}
+
+func (Cut) Type() protoreflect.EnumType {
+	return &file_sluice_config_v1_config_proto_enumTypes[4]
+}
+
+func (x Cut) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Cut.Descriptor instead.
+func (Cut) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 // StoreLost is what happens when a shared store cannot be reached.
@@ -181,11 +347,11 @@ func (x StoreLost) String() string {
 }
 
 func (StoreLost) Descriptor() protoreflect.EnumDescriptor {
-	return file_sluice_config_v1_config_proto_enumTypes[2].Descriptor()
+	return file_sluice_config_v1_config_proto_enumTypes[5].Descriptor()
 }
 
 func (StoreLost) Type() protoreflect.EnumType {
-	return &file_sluice_config_v1_config_proto_enumTypes[2]
+	return &file_sluice_config_v1_config_proto_enumTypes[5]
 }
 
 func (x StoreLost) Number() protoreflect.EnumNumber {
@@ -194,7 +360,7 @@ func (x StoreLost) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StoreLost.Descriptor instead.
 func (StoreLost) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 // Calendar is a window that begins when the clock says so.
@@ -237,11 +403,11 @@ func (x Calendar) String() string {
 }
 
 func (Calendar) Descriptor() protoreflect.EnumDescriptor {
-	return file_sluice_config_v1_config_proto_enumTypes[3].Descriptor()
+	return file_sluice_config_v1_config_proto_enumTypes[6].Descriptor()
 }
 
 func (Calendar) Type() protoreflect.EnumType {
-	return &file_sluice_config_v1_config_proto_enumTypes[3]
+	return &file_sluice_config_v1_config_proto_enumTypes[6]
 }
 
 func (x Calendar) Number() protoreflect.EnumNumber {
@@ -250,7 +416,7 @@ func (x Calendar) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Calendar.Descriptor instead.
 func (Calendar) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 // BudgetKey is a level of the hierarchy.
@@ -293,11 +459,11 @@ func (x BudgetKey) String() string {
 }
 
 func (BudgetKey) Descriptor() protoreflect.EnumDescriptor {
-	return file_sluice_config_v1_config_proto_enumTypes[4].Descriptor()
+	return file_sluice_config_v1_config_proto_enumTypes[7].Descriptor()
 }
 
 func (BudgetKey) Type() protoreflect.EnumType {
-	return &file_sluice_config_v1_config_proto_enumTypes[4]
+	return &file_sluice_config_v1_config_proto_enumTypes[7]
 }
 
 func (x BudgetKey) Number() protoreflect.EnumNumber {
@@ -306,7 +472,7 @@ func (x BudgetKey) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BudgetKey.Descriptor instead.
 func (BudgetKey) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 // Config is a whole configuration file.
@@ -336,7 +502,13 @@ type Config struct {
 	// Where the accounts of budgets are kept. Absent: in memory, for the life of the process.
 	BudgetStore *BudgetStore `protobuf:"bytes,11,opt,name=budget_store,json=budgetStore,proto3" json:"budget_store,omitempty"`
 	// A record of every inference, for showback. Absent: none.
-	Usage         *Usage `protobuf:"bytes,12,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *Usage `protobuf:"bytes,12,opt,name=usage,proto3" json:"usage,omitempty"`
+	// What several gateways keep together: pools with a share, and budgets if
+	// budget_store.redis has no addresses. Absent: each gateway is alone.
+	Redis *Redis `protobuf:"bytes,13,opt,name=redis,proto3" json:"redis,omitempty"`
+	// How tokens are counted, by model: the first that names it. A model without one has
+	// its words counted.
+	Tokenizers    []*Tokenizer `protobuf:"bytes,14,rep,name=tokenizers,proto3" json:"tokenizers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -455,6 +627,88 @@ func (x *Config) GetUsage() *Usage {
 	return nil
 }
 
+func (x *Config) GetRedis() *Redis {
+	if x != nil {
+		return x.Redis
+	}
+	return nil
+}
+
+func (x *Config) GetTokenizers() []*Tokenizer {
+	if x != nil {
+		return x.Tokenizers
+	}
+	return nil
+}
+
+// Tokenizer is how the text of models is counted, where the model server does not
+// report it, and as the floor under what it reports.
+type Tokenizer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Model names, in which "*" stands for any text, also none.
+	Models []string `protobuf:"bytes,1,rep,name=models,proto3" json:"models,omitempty"`
+	// The model's tokenizer.json, relative to the configuration file. Byte pair
+	// encodings can be used (type BPE), as those of Llama, Qwen, Gemma, DeepSeek and
+	// GPT are; see docs/budgets.md.
+	File string `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	// Or the file has the ranks of a tiktoken encoding, and this is its name, such as
+	// "o200k_base".
+	Encoding      string `protobuf:"bytes,3,opt,name=encoding,proto3" json:"encoding,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tokenizer) Reset() {
+	*x = Tokenizer{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tokenizer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tokenizer) ProtoMessage() {}
+
+func (x *Tokenizer) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tokenizer.ProtoReflect.Descriptor instead.
+func (*Tokenizer) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Tokenizer) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *Tokenizer) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Tokenizer) GetEncoding() string {
+	if x != nil {
+		return x.Encoding
+	}
+	return ""
+}
+
 // Listener is the gateway's own socket and its limits at the edge.
 type Listener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -489,7 +743,7 @@ type Listener struct {
 
 func (x *Listener) Reset() {
 	*x = Listener{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[1]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +755,7 @@ func (x *Listener) String() string {
 func (*Listener) ProtoMessage() {}
 
 func (x *Listener) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[1]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +768,7 @@ func (x *Listener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Listener.ProtoReflect.Descriptor instead.
 func (*Listener) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Listener) GetAddress() string {
@@ -642,7 +896,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[2]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +908,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[2]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +921,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Identity) GetSource() isIdentity_Source {
@@ -825,7 +1079,7 @@ type WorkloadAPI struct {
 
 func (x *WorkloadAPI) Reset() {
 	*x = WorkloadAPI{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1091,7 @@ func (x *WorkloadAPI) String() string {
 func (*WorkloadAPI) ProtoMessage() {}
 
 func (x *WorkloadAPI) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[3]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1104,7 @@ func (x *WorkloadAPI) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkloadAPI.ProtoReflect.Descriptor instead.
 func (*WorkloadAPI) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkloadAPI) GetSocket() string {
@@ -889,7 +1143,7 @@ type JWTIdentity struct {
 
 func (x *JWTIdentity) Reset() {
 	*x = JWTIdentity{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1155,7 @@ func (x *JWTIdentity) String() string {
 func (*JWTIdentity) ProtoMessage() {}
 
 func (x *JWTIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[4]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1168,7 @@ func (x *JWTIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTIdentity.ProtoReflect.Descriptor instead.
 func (*JWTIdentity) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JWTIdentity) GetAudiences() []string {
@@ -943,7 +1197,7 @@ type ForwardedIdentity struct {
 
 func (x *ForwardedIdentity) Reset() {
 	*x = ForwardedIdentity{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -955,7 +1209,7 @@ func (x *ForwardedIdentity) String() string {
 func (*ForwardedIdentity) ProtoMessage() {}
 
 func (x *ForwardedIdentity) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[5]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -968,7 +1222,7 @@ func (x *ForwardedIdentity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardedIdentity.ProtoReflect.Descriptor instead.
 func (*ForwardedIdentity) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ForwardedIdentity) GetProxies() []string {
@@ -990,7 +1244,7 @@ type TenantRule struct {
 
 func (x *TenantRule) Reset() {
 	*x = TenantRule{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1256,7 @@ func (x *TenantRule) String() string {
 func (*TenantRule) ProtoMessage() {}
 
 func (x *TenantRule) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[6]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1269,7 @@ func (x *TenantRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantRule.ProtoReflect.Descriptor instead.
 func (*TenantRule) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TenantRule) GetPrincipals() []string {
@@ -1051,7 +1305,7 @@ type DevelopmentAuthority struct {
 
 func (x *DevelopmentAuthority) Reset() {
 	*x = DevelopmentAuthority{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1317,7 @@ func (x *DevelopmentAuthority) String() string {
 func (*DevelopmentAuthority) ProtoMessage() {}
 
 func (x *DevelopmentAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[7]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1330,7 @@ func (x *DevelopmentAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DevelopmentAuthority.ProtoReflect.Descriptor instead.
 func (*DevelopmentAuthority) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DevelopmentAuthority) GetTrustDomain() string {
@@ -1126,7 +1380,7 @@ type IdentityFiles struct {
 
 func (x *IdentityFiles) Reset() {
 	*x = IdentityFiles{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1392,7 @@ func (x *IdentityFiles) String() string {
 func (*IdentityFiles) ProtoMessage() {}
 
 func (x *IdentityFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[8]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1405,7 @@ func (x *IdentityFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IdentityFiles.ProtoReflect.Descriptor instead.
 func (*IdentityFiles) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *IdentityFiles) GetCertificate() string {
@@ -1203,7 +1457,7 @@ type FederatedBundle struct {
 
 func (x *FederatedBundle) Reset() {
 	*x = FederatedBundle{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1469,7 @@ func (x *FederatedBundle) String() string {
 func (*FederatedBundle) ProtoMessage() {}
 
 func (x *FederatedBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[9]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1482,7 @@ func (x *FederatedBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FederatedBundle.ProtoReflect.Descriptor instead.
 func (*FederatedBundle) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FederatedBundle) GetTrustDomain() string {
@@ -1261,7 +1515,7 @@ type Insecure struct {
 
 func (x *Insecure) Reset() {
 	*x = Insecure{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1527,7 @@ func (x *Insecure) String() string {
 func (*Insecure) ProtoMessage() {}
 
 func (x *Insecure) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[10]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1540,7 @@ func (x *Insecure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Insecure.ProtoReflect.Descriptor instead.
 func (*Insecure) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 // Rule allows or denies.
@@ -1318,7 +1572,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1584,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[11]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1597,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Rule) GetPrincipals() []string {
@@ -1399,7 +1653,9 @@ func (x *Rule) GetName() string {
 type Backend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// host:port, or any target that grpc-go resolves.
+	// host:port, or any target that grpc-go resolves: "dns:///host:port",
+	// "unix:///path". Each address that a name resolves to is a server of its own; DNS
+	// is asked again every 10 s. See docs/endpoints.md.
 	Address string  `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Dialect Dialect `protobuf:"varint,3,opt,name=dialect,proto3,enum=sluice.config.v1.Dialect" json:"dialect,omitempty"`
 	// Models that it serves. Empty: every model.
@@ -1421,14 +1677,34 @@ type Backend struct {
 	// Pass on only element types of this list, such as BYTES and INT32. Empty: all.
 	Datatypes []string `protobuf:"bytes,11,rep,name=datatypes,proto3" json:"datatypes,omitempty"`
 	// Replace the text of the server's own errors, which may quote prompts or addresses.
-	MaskErrors    bool `protobuf:"varint,12,opt,name=mask_errors,json=maskErrors,proto3" json:"mask_errors,omitempty"`
+	MaskErrors bool `protobuf:"varint,12,opt,name=mask_errors,json=maskErrors,proto3" json:"mask_errors,omitempty"`
+	// Let prompts pass that are token ids, though nobody here can read them. Only for
+	// callers that are trusted to have inspected the text, such as routers.
+	AllowTokenIds bool `protobuf:"varint,13,opt,name=allow_token_ids,json=allowTokenIds,proto3" json:"allow_token_ids,omitempty"`
+	// Fields that the dialect refuses, as they have the server reach for other hosts,
+	// files or shared memory, and that callers may set all the same. Full names, such
+	// as "vllm.grpc.engine.GenerateRequest.mm_inputs".
+	AllowFields []string `protobuf:"bytes,14,rep,name=allow_fields,json=allowFields,proto3" json:"allow_fields,omitempty"`
+	// Or several servers that do the same, each as host:port, instead of address.
+	Addresses []string `protobuf:"bytes,15,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// How often a call that failed with UNAVAILABLE before anything was answered is
+	// made again, at another server if there is one, though the model may have worked
+	// on it. Default 0: only calls that no server can have seen are made again.
+	Retries uint32 `protobuf:"varint,16,opt,name=retries,proto3" json:"retries,omitempty"`
+	// When a server that fails is left alone for a while. For several servers.
+	Outliers *Outliers `protobuf:"bytes,17,opt,name=outliers,proto3" json:"outliers,omitempty"`
+	// Where to learn how loaded the servers are. Reports in the trailers of calls
+	// (ORCA) are taken in any case.
+	Load *LoadReports `protobuf:"bytes,18,opt,name=load,proto3" json:"load,omitempty"`
+	// How the servers say that they are ready. Default: a connection is enough.
+	Readiness     Readiness `protobuf:"varint,19,opt,name=readiness,proto3,enum=sluice.config.v1.Readiness" json:"readiness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1440,7 +1716,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[12]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1453,7 +1729,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Backend) GetName() string {
@@ -1540,6 +1816,188 @@ func (x *Backend) GetMaskErrors() bool {
 	return false
 }
 
+func (x *Backend) GetAllowTokenIds() bool {
+	if x != nil {
+		return x.AllowTokenIds
+	}
+	return false
+}
+
+func (x *Backend) GetAllowFields() []string {
+	if x != nil {
+		return x.AllowFields
+	}
+	return nil
+}
+
+func (x *Backend) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Backend) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *Backend) GetOutliers() *Outliers {
+	if x != nil {
+		return x.Outliers
+	}
+	return nil
+}
+
+func (x *Backend) GetLoad() *LoadReports {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *Backend) GetReadiness() Readiness {
+	if x != nil {
+		return x.Readiness
+	}
+	return Readiness_READINESS_UNSPECIFIED
+}
+
+// Outliers says when a model server that fails is left alone. Failures are lost
+// connections, resets and the status UNAVAILABLE; a server that says
+// RESOURCE_EXHAUSTED is sent less for a second, and is no outlier.
+type Outliers struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Failures in a row. Default 5.
+	Failures uint32 `protobuf:"varint,1,opt,name=failures,proto3" json:"failures,omitempty"`
+	// For how long the first time; the second time in a row twice as long, and so on up
+	// to 5 min. Default 30 s.
+	Ejection *durationpb.Duration `protobuf:"bytes,2,opt,name=ejection,proto3" json:"ejection,omitempty"`
+	// How many of a hundred servers may be left alone at once; one may in any case,
+	// the last that is ready never. Default 50; 0: none ever.
+	MaxPercent    *uint32 `protobuf:"varint,3,opt,name=max_percent,json=maxPercent,proto3,oneof" json:"max_percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outliers) Reset() {
+	*x = Outliers{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outliers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outliers) ProtoMessage() {}
+
+func (x *Outliers) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
+func (*Outliers) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Outliers) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Outliers) GetEjection() *durationpb.Duration {
+	if x != nil {
+		return x.Ejection
+	}
+	return nil
+}
+
+func (x *Outliers) GetMaxPercent() uint32 {
+	if x != nil && x.MaxPercent != nil {
+		return *x.MaxPercent
+	}
+	return 0
+}
+
+// LoadReports is where to learn how loaded model servers are.
+type LoadReports struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Prometheus metrics of Triton, TensorRT-LLM, vLLM or SGLang, such as
+	// "http://{host}:8002/metrics", where {host} is the server's.
+	MetricsUrl string `protobuf:"bytes,1,opt,name=metrics_url,json=metricsUrl,proto3" json:"metrics_url,omitempty"`
+	// Ask for ORCA reports out of band (xds.service.orca.v3.OpenRcaService).
+	Orca bool `protobuf:"varint,2,opt,name=orca,proto3" json:"orca,omitempty"`
+	// How often. Default 2 s.
+	Interval      *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadReports) Reset() {
+	*x = LoadReports{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadReports) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadReports) ProtoMessage() {}
+
+func (x *LoadReports) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadReports.ProtoReflect.Descriptor instead.
+func (*LoadReports) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *LoadReports) GetMetricsUrl() string {
+	if x != nil {
+		return x.MetricsUrl
+	}
+	return ""
+}
+
+func (x *LoadReports) GetOrca() bool {
+	if x != nil {
+		return x.Orca
+	}
+	return false
+}
+
+func (x *LoadReports) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
 // FieldRole gives a field a role.
 type FieldRole struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1552,7 +2010,7 @@ type FieldRole struct {
 
 func (x *FieldRole) Reset() {
 	*x = FieldRole{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +2022,7 @@ func (x *FieldRole) String() string {
 func (*FieldRole) ProtoMessage() {}
 
 func (x *FieldRole) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[13]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +2035,7 @@ func (x *FieldRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldRole.ProtoReflect.Descriptor instead.
 func (*FieldRole) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FieldRole) GetField() string {
@@ -1594,7 +2052,11 @@ func (x *FieldRole) GetRole() v1.Role {
 	return v1.Role(0)
 }
 
-// TensorRole gives a tensor a role.
+// TensorRole gives a tensor a role. With ROLE_PROMPT, ROLE_OUTPUT or ROLE_PARAMETER it
+// is text in BYTES, and in UINT8 and INT8, whose elements are then the bytes of one text; a
+// request that has it in another type is refused. What is redacted in UINT8 or INT8 keeps its
+// length, which is that of the shape: spaces fill it up, and where the replacement is longer,
+// there are asterisks.
 type TensorRole struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The tensor's name, exactly.
@@ -1606,7 +2068,7 @@ type TensorRole struct {
 
 func (x *TensorRole) Reset() {
 	*x = TensorRole{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +2080,7 @@ func (x *TensorRole) String() string {
 func (*TensorRole) ProtoMessage() {}
 
 func (x *TensorRole) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +2093,7 @@ func (x *TensorRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TensorRole.ProtoReflect.Descriptor instead.
 func (*TensorRole) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TensorRole) GetTensor() string {
@@ -1663,14 +2125,21 @@ type Inspect struct {
 	Responses bool `protobuf:"varint,5,opt,name=responses,proto3" json:"responses,omitempty"`
 	// Texts that must not appear in outputs: a marker, or a whole system prompt,
 	// of which about sixty characters in a row are enough. They need responses.
-	Canaries      []string `protobuf:"bytes,6,rep,name=canaries,proto3" json:"canaries,omitempty"`
+	Canaries []string `protobuf:"bytes,6,rep,name=canaries,proto3" json:"canaries,omitempty"`
+	// How much of a streamed answer may be held back until it is known that it is no
+	// part of what a rule looks for: bytes of its messages, for one inference; a
+	// stream of many may hold sixteen times as much. An answer of which more would
+	// have to be held is cut. Default 65536.
+	HoldBytes uint32 `protobuf:"varint,7,opt,name=hold_bytes,json=holdBytes,proto3" json:"hold_bytes,omitempty"`
+	// A model that is asked about prompts of which the classifier is not sure. Absent: none.
+	Guard         *Guard `protobuf:"bytes,8,opt,name=guard,proto3" json:"guard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Inspect) Reset() {
 	*x = Inspect{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +2151,7 @@ func (x *Inspect) String() string {
 func (*Inspect) ProtoMessage() {}
 
 func (x *Inspect) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +2164,7 @@ func (x *Inspect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inspect.ProtoReflect.Descriptor instead.
 func (*Inspect) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Inspect) GetNoStarterRules() bool {
@@ -1738,6 +2207,225 @@ func (x *Inspect) GetCanaries() []string {
 		return x.Canaries
 	}
 	return nil
+}
+
+func (x *Inspect) GetHoldBytes() uint32 {
+	if x != nil {
+		return x.HoldBytes
+	}
+	return 0
+}
+
+func (x *Inspect) GetGuard() *Guard {
+	if x != nil {
+		return x.Guard
+	}
+	return nil
+}
+
+// Guard is a model that judges prompts. It is asked by ModelInfer of the Open
+// Inference Protocol, once for each request message whose score lies in the band
+// and that no rule refused, before the inference takes tokens or a permit.
+type Guard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The back end that serves it, by its name in Config.backends: its address, its
+	// identity and its dialect, which has to have ModelInfer.
+	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	// The model's name.
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// The input tensor, BYTES with one element: the text. Default "text_input".
+	Input string `protobuf:"bytes,3,opt,name=input,proto3" json:"input,omitempty"`
+	// The output tensor, BYTES: the answer. Default "text_output".
+	Output string `protobuf:"bytes,4,opt,name=output,proto3" json:"output,omitempty"`
+	// The shape of the input, all ones: [1, 1] for a model of Triton that batches.
+	// Default [1].
+	Shape []int64 `protobuf:"varint,5,rep,packed,name=shape,proto3" json:"shape,omitempty"`
+	// The band of the classifier's score in which it is asked. Default .425, which one
+	// harmless text in fifty reaches, to 1. From 0 on it is asked about every prompt.
+	From *float64 `protobuf:"fixed64,6,opt,name=from,proto3,oneof" json:"from,omitempty"`
+	To   *float64 `protobuf:"fixed64,7,opt,name=to,proto3,oneof" json:"to,omitempty"`
+	// Words that an answer begins with, in capitals or not: of one that refuses the
+	// prompt, and of one that lets it pass. An answer that begins with neither is a
+	// failure. Default "unsafe" and "safe"; both are given, or none.
+	Unsafe []string `protobuf:"bytes,8,rep,name=unsafe,proto3" json:"unsafe,omitempty"`
+	Safe   []string `protobuf:"bytes,9,rep,name=safe,proto3" json:"safe,omitempty"`
+	// How long an answer may take; never longer than the caller waits. Default 500ms.
+	Timeout *durationpb.Duration `protobuf:"bytes,10,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How many times it may be asked in a second. Default: as often as needed.
+	PerSecond uint32 `protobuf:"varint,11,opt,name=per_second,json=perSecond,proto3" json:"per_second,omitempty"`
+	// How many of them may come at once. Default: per_second.
+	Burst uint32 `protobuf:"varint,12,opt,name=burst,proto3" json:"burst,omitempty"`
+	// The longest text it is asked about, in bytes; a longer one is refused with
+	// MESSAGE_TOO_LARGE, or passes as on_failure says. Default 65536.
+	MaxBytes uint32 `protobuf:"varint,13,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// How many answers are remembered, by a keyed hash of the text. 0: none. Default 4096.
+	CacheEntries *uint32 `protobuf:"varint,14,opt,name=cache_entries,json=cacheEntries,proto3,oneof" json:"cache_entries,omitempty"`
+	// For how long. Default 5m.
+	CacheTtl *durationpb.Duration `protobuf:"bytes,15,opt,name=cache_ttl,json=cacheTtl,proto3" json:"cache_ttl,omitempty"`
+	// What becomes of a prompt about which it could not be asked, or gave no answer.
+	OnFailure GuardFailure `protobuf:"varint,16,opt,name=on_failure,json=onFailure,proto3,enum=sluice.config.v1.GuardFailure" json:"on_failure,omitempty"`
+	// The texts it is asked about, of ROLE_PROMPT and ROLE_PARAMETER. Default: ROLE_PROMPT.
+	Roles []v1.Role `protobuf:"varint,17,rep,packed,name=roles,proto3,enum=sluice.fields.v1.Role" json:"roles,omitempty"`
+	// Only watch: what it would have refused is counted, nothing more.
+	Shadow        bool `protobuf:"varint,18,opt,name=shadow,proto3" json:"shadow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guard) Reset() {
+	*x = Guard{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guard) ProtoMessage() {}
+
+func (x *Guard) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guard.ProtoReflect.Descriptor instead.
+func (*Guard) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Guard) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *Guard) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Guard) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
+}
+
+func (x *Guard) GetOutput() string {
+	if x != nil {
+		return x.Output
+	}
+	return ""
+}
+
+func (x *Guard) GetShape() []int64 {
+	if x != nil {
+		return x.Shape
+	}
+	return nil
+}
+
+func (x *Guard) GetFrom() float64 {
+	if x != nil && x.From != nil {
+		return *x.From
+	}
+	return 0
+}
+
+func (x *Guard) GetTo() float64 {
+	if x != nil && x.To != nil {
+		return *x.To
+	}
+	return 0
+}
+
+func (x *Guard) GetUnsafe() []string {
+	if x != nil {
+		return x.Unsafe
+	}
+	return nil
+}
+
+func (x *Guard) GetSafe() []string {
+	if x != nil {
+		return x.Safe
+	}
+	return nil
+}
+
+func (x *Guard) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Guard) GetPerSecond() uint32 {
+	if x != nil {
+		return x.PerSecond
+	}
+	return 0
+}
+
+func (x *Guard) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *Guard) GetMaxBytes() uint32 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *Guard) GetCacheEntries() uint32 {
+	if x != nil && x.CacheEntries != nil {
+		return *x.CacheEntries
+	}
+	return 0
+}
+
+func (x *Guard) GetCacheTtl() *durationpb.Duration {
+	if x != nil {
+		return x.CacheTtl
+	}
+	return nil
+}
+
+func (x *Guard) GetOnFailure() GuardFailure {
+	if x != nil {
+		return x.OnFailure
+	}
+	return GuardFailure_GUARD_FAILURE_UNSPECIFIED
+}
+
+func (x *Guard) GetRoles() []v1.Role {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *Guard) GetShadow() bool {
+	if x != nil {
+		return x.Shadow
+	}
+	return false
 }
 
 // Budget is an amount of something in a window of time.
@@ -1795,14 +2483,22 @@ type Budget struct {
 	StoreLost StoreLost `protobuf:"varint,20,opt,name=store_lost,json=storeLost,proto3,enum=sluice.config.v1.StoreLost" json:"store_lost,omitempty"`
 	// Tell callers what is left, in the trailer x-sluice-budget-NAME-remaining. Only for
 	// budgets per tenant or principal: what others use is no caller's business.
-	Tell          bool `protobuf:"varint,21,opt,name=tell,proto3" json:"tell,omitempty"`
+	Tell bool `protobuf:"varint,21,opt,name=tell,proto3" json:"tell,omitempty"`
+	// One more level: an account for every text that this gives, an expression in CEL
+	// with the variables of Rule.when, such as 'principal.segments[0]' or
+	// '"x-team" in metadata ? metadata["x-team"][0] : "none"'. An inference for which it
+	// gives none (a header that is not there) is refused.
+	Key string `protobuf:"bytes,22,opt,name=key,proto3" json:"key,omitempty"`
+	// What becomes of the message with which an inference would go beyond what it can
+	// be granted.
+	Cut           Cut `protobuf:"varint,23,opt,name=cut,proto3,enum=sluice.config.v1.Cut" json:"cut,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Budget) Reset() {
 	*x = Budget{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +2510,7 @@ func (x *Budget) String() string {
 func (*Budget) ProtoMessage() {}
 
 func (x *Budget) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +2523,7 @@ func (x *Budget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Budget.ProtoReflect.Descriptor instead.
 func (*Budget) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Budget) GetName() string {
@@ -1977,6 +2673,20 @@ func (x *Budget) GetTell() bool {
 	return false
 }
 
+func (x *Budget) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Budget) GetCut() Cut {
+	if x != nil {
+		return x.Cut
+	}
+	return Cut_CUT_UNSPECIFIED
+}
+
 // BudgetStore is where the accounts of budgets are kept.
 type BudgetStore struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1991,7 +2701,7 @@ type BudgetStore struct {
 
 func (x *BudgetStore) Reset() {
 	*x = BudgetStore{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2713,7 @@ func (x *BudgetStore) String() string {
 func (*BudgetStore) ProtoMessage() {}
 
 func (x *BudgetStore) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2726,7 @@ func (x *BudgetStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetStore.ProtoReflect.Descriptor instead.
 func (*BudgetStore) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BudgetStore) GetStore() isBudgetStore_Store {
@@ -2067,7 +2777,8 @@ func (*BudgetStore_Redis) isBudgetStore_Store() {}
 // Redis is a Redis or Valkey server, or a cluster.
 type Redis struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// host:port; of a cluster some of its nodes.
+	// host:port; of a cluster some of its nodes. Only budget_store.redis may leave
+	// them out: it is Config.redis then, with all that stands there.
 	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	Username  string   `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
 	// A file with the password.
@@ -2077,8 +2788,8 @@ type Redis struct {
 	CaFile string `protobuf:"bytes,4,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
 	// How long an inference may wait for an answer. Default 50 ms.
 	Timeout *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// How long what a gateway has taken for itself stays its own when nothing is
-	// heard of it. Default 30 s.
+	// How long what a gateway has taken of a budget stays its own when nothing is
+	// heard of it. Default 30 s. Permits have a lease of their own (PoolShare.lease).
 	Lease         *durationpb.Duration `protobuf:"bytes,6,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2086,7 +2797,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2809,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2822,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -2156,20 +2867,27 @@ func (x *Redis) GetLease() *durationpb.Duration {
 	return nil
 }
 
-// Usage is where the records of inferences go: a line of JSON for each, with who
-// called, the model, tokens and what was charged; never a prompt or an output.
+// Usage is where the records of inferences go: who called, the model, tokens, what was
+// charged and how it ended; never a prompt or an output.
 type Usage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The file, relative to the configuration file. It is only appended to; if it is
-	// moved away, a new one is begun within a second.
-	File          string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	// A file that gets a line of JSON for each, relative to the configuration file. It is
+	// only appended to; if it is moved away, a new one is begun within a second.
+	File string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	// Each is an OpenTelemetry log record, sent to telemetry.otlp_address.
+	Otlp bool `protobuf:"varint,2,opt,name=otlp,proto3" json:"otlp,omitempty"`
+	// When the file has so many bytes it is moved to FILE.1, that to FILE.2 and so on.
+	// Default: it is not moved.
+	MaxBytes uint64 `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// How many of those there are. Default 5.
+	Keep          uint32 `protobuf:"varint,4,opt,name=keep,proto3" json:"keep,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2899,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2912,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Usage) GetFile() string {
@@ -2202,6 +2920,27 @@ func (x *Usage) GetFile() string {
 		return x.File
 	}
 	return ""
+}
+
+func (x *Usage) GetOtlp() bool {
+	if x != nil {
+		return x.Otlp
+	}
+	return false
+}
+
+func (x *Usage) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetKeep() uint32 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
 }
 
 // Price is what the tokens of a model cost.
@@ -2218,7 +2957,7 @@ type Price struct {
 
 func (x *Price) Reset() {
 	*x = Price{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2969,7 @@ func (x *Price) String() string {
 func (*Price) ProtoMessage() {}
 
 func (x *Price) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2982,7 @@ func (x *Price) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Price.ProtoReflect.Descriptor instead.
 func (*Price) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Price) GetModel() string {
@@ -2298,14 +3037,16 @@ type Pool struct {
 	InputWeight  *uint32 `protobuf:"varint,11,opt,name=input_weight,json=inputWeight,proto3,oneof" json:"input_weight,omitempty"`
 	OutputWeight *uint32 `protobuf:"varint,12,opt,name=output_weight,json=outputWeight,proto3,oneof" json:"output_weight,omitempty"`
 	// Lower the capacity while the model server is slow. Default: it is fixed.
-	Adaptive      *PoolAdaptive `protobuf:"bytes,13,opt,name=adaptive,proto3" json:"adaptive,omitempty"`
+	Adaptive *PoolAdaptive `protobuf:"bytes,13,opt,name=adaptive,proto3" json:"adaptive,omitempty"`
+	// Several gateways share the pool. Default: it is this gateway's alone.
+	Share         *PoolShare `protobuf:"bytes,14,opt,name=share,proto3" json:"share,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +3058,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +3071,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Pool) GetName() string {
@@ -2424,6 +3165,13 @@ func (x *Pool) GetAdaptive() *PoolAdaptive {
 	return nil
 }
 
+func (x *Pool) GetShare() *PoolShare {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
 // PoolModel is a model in a pool.
 type PoolModel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2447,7 +3195,7 @@ type PoolModel struct {
 
 func (x *PoolModel) Reset() {
 	*x = PoolModel{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2459,7 +3207,7 @@ func (x *PoolModel) String() string {
 func (*PoolModel) ProtoMessage() {}
 
 func (x *PoolModel) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2472,7 +3220,7 @@ func (x *PoolModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolModel.ProtoReflect.Descriptor instead.
 func (*PoolModel) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PoolModel) GetModel() string {
@@ -2527,7 +3275,7 @@ type PoolTenant struct {
 
 func (x *PoolTenant) Reset() {
 	*x = PoolTenant{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2539,7 +3287,7 @@ func (x *PoolTenant) String() string {
 func (*PoolTenant) ProtoMessage() {}
 
 func (x *PoolTenant) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2552,7 +3300,7 @@ func (x *PoolTenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolTenant.ProtoReflect.Descriptor instead.
 func (*PoolTenant) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PoolTenant) GetTenant() string {
@@ -2593,14 +3341,19 @@ type PoolPriority struct {
 	// Full methods.
 	Methods []string `protobuf:"bytes,3,rep,name=methods,proto3" json:"methods,omitempty"`
 	// Model names.
-	Models        []string `protobuf:"bytes,4,rep,name=models,proto3" json:"models,omitempty"`
+	Models []string `protobuf:"bytes,4,rep,name=models,proto3" json:"models,omitempty"`
+	// A condition in CEL that must hold too, with the variables of Rule.when. One that
+	// cannot be decided raises nothing: it counts as false for a priority of 0 and more,
+	// and as true for a lower one. Of an inference that needs several pools, parameters
+	// are known where it waits first.
+	When          string `protobuf:"bytes,5,opt,name=when,proto3" json:"when,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PoolPriority) Reset() {
 	*x = PoolPriority{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +3365,7 @@ func (x *PoolPriority) String() string {
 func (*PoolPriority) ProtoMessage() {}
 
 func (x *PoolPriority) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +3378,7 @@ func (x *PoolPriority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolPriority.ProtoReflect.Descriptor instead.
 func (*PoolPriority) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PoolPriority) GetPriority() int32 {
@@ -2656,22 +3409,111 @@ func (x *PoolPriority) GetModels() []string {
 	return nil
 }
 
-// PoolAdaptive lowers the permits of a pool by a tenth while the first responses
-// take longer than they should, and raises them by one while they do not.
+func (x *PoolPriority) GetWhen() string {
+	if x != nil {
+		return x.When
+	}
+	return ""
+}
+
+// PoolShare says how gateways share a pool: through Config.redis, where each holds
+// permits for a time, more where more wait; or in equal parts.
+type PoolShare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Equal parts: so many gateways there are, and each has the capacity divided by
+	// them, rounded down. Caps, reserves and the queue are each gateway's own. 0:
+	// through Config.redis.
+	Replicas uint32 `protobuf:"varint,1,opt,name=replicas,proto3" json:"replicas,omitempty"`
+	// How long permits stay a gateway's own when nothing is heard of it. It begins
+	// nothing in the second half of that. Default 5 s.
+	Lease *durationpb.Duration `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	// What happens when the store cannot be reached: by default a gateway goes on with
+	// the permits that it holds for as long as they are its own; closed: nothing
+	// begins; open: it goes on with an equal part, of as many gateways as there were.
+	StoreLost     StoreLost `protobuf:"varint,3,opt,name=store_lost,json=storeLost,proto3,enum=sluice.config.v1.StoreLost" json:"store_lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolShare) Reset() {
+	*x = PoolShare{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolShare) ProtoMessage() {}
+
+func (x *PoolShare) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolShare.ProtoReflect.Descriptor instead.
+func (*PoolShare) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PoolShare) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *PoolShare) GetLease() *durationpb.Duration {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *PoolShare) GetStoreLost() StoreLost {
+	if x != nil {
+		return x.StoreLost
+	}
+	return StoreLost_STORE_LOST_UNSPECIFIED
+}
+
+// PoolAdaptive lowers the permits of a pool by a tenth while answers are slower than
+// they should be, and raises them by one while they are not.
 type PoolAdaptive struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long the first response may take, at the median, from when the inference
 	// is handed to the model server.
 	FirstResponse *durationpb.Duration `protobuf:"bytes,1,opt,name=first_response,json=firstResponse,proto3" json:"first_response,omitempty"`
 	// The least capacity. Default 1.
-	MinCapacity   uint32 `protobuf:"varint,2,opt,name=min_capacity,json=minCapacity,proto3" json:"min_capacity,omitempty"`
+	MinCapacity uint32 `protobuf:"varint,2,opt,name=min_capacity,json=minCapacity,proto3" json:"min_capacity,omitempty"`
+	// How long each token after the first response may take, at the median of
+	// inferences. With both, either can be too slow.
+	OutputToken *durationpb.Duration `protobuf:"bytes,3,opt,name=output_token,json=outputToken,proto3" json:"output_token,omitempty"`
+	// Or no target: the permits follow how much slower answers are than they have
+	// been for some time. It finds a capacity where nobody knows the right times, and
+	// takes a server that stays slow for the usual one after a while.
+	Gradient bool `protobuf:"varint,4,opt,name=gradient,proto3" json:"gradient,omitempty"`
+	// How many inferences may wait in the queues of the pool's model servers, as they
+	// report (Backend.load). While more do, the permits go down with each report,
+	// whatever the times are. It can stand alone: then they go up with each report of
+	// fewer, while all are in use. Default: any number.
+	MaxWaiting    uint32 `protobuf:"varint,5,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PoolAdaptive) Reset() {
 	*x = PoolAdaptive{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +3525,7 @@ func (x *PoolAdaptive) String() string {
 func (*PoolAdaptive) ProtoMessage() {}
 
 func (x *PoolAdaptive) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +3538,7 @@ func (x *PoolAdaptive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAdaptive.ProtoReflect.Descriptor instead.
 func (*PoolAdaptive) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PoolAdaptive) GetFirstResponse() *durationpb.Duration {
@@ -2709,6 +3551,27 @@ func (x *PoolAdaptive) GetFirstResponse() *durationpb.Duration {
 func (x *PoolAdaptive) GetMinCapacity() uint32 {
 	if x != nil {
 		return x.MinCapacity
+	}
+	return 0
+}
+
+func (x *PoolAdaptive) GetOutputToken() *durationpb.Duration {
+	if x != nil {
+		return x.OutputToken
+	}
+	return nil
+}
+
+func (x *PoolAdaptive) GetGradient() bool {
+	if x != nil {
+		return x.Gradient
+	}
+	return false
+}
+
+func (x *PoolAdaptive) GetMaxWaiting() uint32 {
+	if x != nil {
+		return x.MaxWaiting
 	}
 	return 0
 }
@@ -2729,7 +3592,7 @@ type MessageLimits struct {
 
 func (x *MessageLimits) Reset() {
 	*x = MessageLimits{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +3604,7 @@ func (x *MessageLimits) String() string {
 func (*MessageLimits) ProtoMessage() {}
 
 func (x *MessageLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +3617,7 @@ func (x *MessageLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageLimits.ProtoReflect.Descriptor instead.
 func (*MessageLimits) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MessageLimits) GetMaxBytes() uint32 {
@@ -2795,7 +3658,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2807,7 +3670,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2820,7 +3683,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Telemetry) GetOtlpAddress() string {
@@ -2862,7 +3725,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +3737,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +3750,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Admin) GetAddress() string {
@@ -2901,7 +3764,7 @@ var File_sluice_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1dsluice/config/v1/config.proto\x12\x10sluice.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dsluice/fields/v1/fields.proto\"\xc2\x05\n" +
+	"\x1dsluice/config/v1/config.proto\x12\x10sluice.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dsluice/fields/v1/fields.proto\"\xb9\x06\n" +
 	"\x06Config\x126\n" +
 	"\blistener\x18\x01 \x01(\v2\x1a.sluice.config.v1.ListenerR\blistener\x12>\n" +
 	"\bidentity\x18\x02 \x01(\v2\x1a.sluice.config.v1.IdentityB\x06\xbaH\x03\xc8\x01\x01R\bidentity\x12?\n" +
@@ -2915,7 +3778,15 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x06prices\x18\n" +
 	" \x03(\v2\x17.sluice.config.v1.PriceB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x06prices\x12@\n" +
 	"\fbudget_store\x18\v \x01(\v2\x1d.sluice.config.v1.BudgetStoreR\vbudgetStore\x12-\n" +
-	"\x05usage\x18\f \x01(\v2\x17.sluice.config.v1.UsageR\x05usage\"\xb8\x05\n" +
+	"\x05usage\x18\f \x01(\v2\x17.sluice.config.v1.UsageR\x05usage\x12-\n" +
+	"\x05redis\x18\r \x01(\v2\x17.sluice.config.v1.RedisR\x05redis\x12F\n" +
+	"\n" +
+	"tokenizers\x18\x0e \x03(\v2\x1b.sluice.config.v1.TokenizerB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\n" +
+	"tokenizers\"l\n" +
+	"\tTokenizer\x12&\n" +
+	"\x06models\x18\x01 \x03(\tB\x0e\xbaH\v\x92\x01\b\b\x01\"\x04r\x02\x10\x01R\x06models\x12\x1b\n" +
+	"\x04file\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\x12\x1a\n" +
+	"\bencoding\x18\x03 \x01(\tR\bencoding\"\xb8\x05\n" +
 	"\bListener\x12!\n" +
 	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress\x124\n" +
 	"\x16max_concurrent_streams\x18\x02 \x01(\rR\x14maxConcurrentStreams\x121\n" +
@@ -2992,7 +3863,7 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x04deny\x18\x04 \x01(\bR\x04deny\x12\x1a\n" +
 	"\bversions\x18\x05 \x03(\tR\bversions\x12\x12\n" +
 	"\x04when\x18\x06 \x01(\tR\x04when\x12\x12\n" +
-	"\x04name\x18\a \x01(\tR\x04name\"\xf0\x03\n" +
+	"\x04name\x18\a \x01(\tR\x04name\"\xcd\x06\n" +
 	"\aBackend\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12?\n" +
@@ -3008,7 +3879,25 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\x11allowSharedMemory\x12\x1c\n" +
 	"\tdatatypes\x18\v \x03(\tR\tdatatypes\x12\x1f\n" +
 	"\vmask_errors\x18\f \x01(\bR\n" +
-	"maskErrors\"b\n" +
+	"maskErrors\x12&\n" +
+	"\x0fallow_token_ids\x18\r \x01(\bR\rallowTokenIds\x12/\n" +
+	"\fallow_fields\x18\x0e \x03(\tB\f\xbaH\t\x92\x01\x06\"\x04r\x02\x10\x01R\vallowFields\x12/\n" +
+	"\taddresses\x18\x0f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\b\x18\x01\"\x04r\x02\x10\x01R\taddresses\x12!\n" +
+	"\aretries\x18\x10 \x01(\rB\a\xbaH\x04*\x02\x18\x04R\aretries\x126\n" +
+	"\boutliers\x18\x11 \x01(\v2\x1a.sluice.config.v1.OutliersR\boutliers\x121\n" +
+	"\x04load\x18\x12 \x01(\v2\x1d.sluice.config.v1.LoadReportsR\x04load\x12C\n" +
+	"\treadiness\x18\x13 \x01(\x0e2\x1b.sluice.config.v1.ReadinessB\b\xbaH\x05\x82\x01\x02\x10\x01R\treadiness\"\xa6\x01\n" +
+	"\bOutliers\x12\x1a\n" +
+	"\bfailures\x18\x01 \x01(\rR\bfailures\x12?\n" +
+	"\bejection\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\bejection\x12-\n" +
+	"\vmax_percent\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18dH\x00R\n" +
+	"maxPercent\x88\x01\x01B\x0e\n" +
+	"\f_max_percent\"\x8d\x01\n" +
+	"\vLoadReports\x12\x1f\n" +
+	"\vmetrics_url\x18\x01 \x01(\tR\n" +
+	"metricsUrl\x12\x12\n" +
+	"\x04orca\x18\x02 \x01(\bR\x04orca\x12I\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\"b\n" +
 	"\tFieldRole\x12\x1d\n" +
 	"\x05field\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05field\x126\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x16.sluice.fields.v1.RoleB\n" +
@@ -3017,7 +3906,7 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"TensorRole\x12\x1f\n" +
 	"\x06tensor\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06tensor\x126\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x16.sluice.fields.v1.RoleB\n" +
-	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"\xca\x01\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04role\"\xaa\x02\n" +
 	"\aInspect\x12(\n" +
 	"\x10no_starter_rules\x18\x01 \x01(\bR\x0enoStarterRules\x12\x1d\n" +
 	"\n" +
@@ -3025,7 +3914,39 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x05rules\x18\x03 \x01(\tR\x05rules\x12\x16\n" +
 	"\x06shadow\x18\x04 \x03(\rR\x06shadow\x12\x1c\n" +
 	"\tresponses\x18\x05 \x01(\bR\tresponses\x12*\n" +
-	"\bcanaries\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\bR\bcanaries\"\xdd\a\n" +
+	"\bcanaries\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\bR\bcanaries\x12/\n" +
+	"\n" +
+	"hold_bytes\x18\a \x01(\rB\x10\xbaH\r\xd8\x01\x01*\b\x18\x80\x80\x80\b(\x80 R\tholdBytes\x12-\n" +
+	"\x05guard\x18\b \x01(\v2\x17.sluice.config.v1.GuardR\x05guard\"\xf3\a\n" +
+	"\x05Guard\x12!\n" +
+	"\abackend\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\abackend\x12\x1d\n" +
+	"\x05model\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05model\x12\x14\n" +
+	"\x05input\x18\x03 \x01(\tR\x05input\x12\x16\n" +
+	"\x06output\x18\x04 \x01(\tR\x06output\x12$\n" +
+	"\x05shape\x18\x05 \x03(\x03B\x0e\xbaH\v\x92\x01\b\x10\b\"\x04\"\x02\b\x01R\x05shape\x120\n" +
+	"\x04from\x18\x06 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x04from\x88\x01\x01\x12,\n" +
+	"\x02to\x18\a \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x01R\x02to\x88\x01\x01\x12&\n" +
+	"\x06unsafe\x18\b \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\x01R\x06unsafe\x12\"\n" +
+	"\x04safe\x18\t \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x10\x01R\x04safe\x12A\n" +
+	"\atimeout\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<*\x00R\atimeout\x12\x1d\n" +
+	"\n" +
+	"per_second\x18\v \x01(\rR\tperSecond\x12\x14\n" +
+	"\x05burst\x18\f \x01(\rR\x05burst\x12'\n" +
+	"\tmax_bytes\x18\r \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\x80\x80\bR\bmaxBytes\x123\n" +
+	"\rcache_entries\x18\x0e \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@H\x02R\fcacheEntries\x88\x01\x01\x12@\n" +
+	"\tcache_ttl\x18\x0f \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\bcacheTtl\x12G\n" +
+	"\n" +
+	"on_failure\x18\x10 \x01(\x0e2\x1e.sluice.config.v1.GuardFailureB\b\xbaH\x05\x82\x01\x02\x10\x01R\tonFailure\x12?\n" +
+	"\x05roles\x18\x11 \x03(\x0e2\x16.sluice.fields.v1.RoleB\x11\xbaH\x0e\x92\x01\v\x18\x01\"\a\x82\x01\x04\x18\x01\x18\x03R\x05roles\x12\x16\n" +
+	"\x06shadow\x18\x12 \x01(\bR\x06shadow:\xcb\x01\xbaH\xc7\x01\x1aX\n" +
+	"\n" +
+	"guard.band\x12\x10from is above to\x1a8!has(this.from) || !has(this.to) || this.from <= this.to\x1ak\n" +
+	"\rguard.answers\x12$set both of unsafe and safe, or none\x1a4(this.unsafe.size() == 0) == (this.safe.size() == 0)B\a\n" +
+	"\x05_fromB\x05\n" +
+	"\x03_toB\x10\n" +
+	"\x0e_cache_entries\"\xa2\b\n" +
 	"\x06Budget\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12-\n" +
 	"\x03per\x18\x02 \x03(\x0e2\x1b.sluice.config.v1.BudgetKeyR\x03per\x12\x16\n" +
@@ -3050,28 +3971,35 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x05share\x18\x13 \x01(\x04R\x05share\x12D\n" +
 	"\n" +
 	"store_lost\x18\x14 \x01(\x0e2\x1b.sluice.config.v1.StoreLostB\b\xbaH\x05\x82\x01\x02\x10\x01R\tstoreLost\x12\x12\n" +
-	"\x04tell\x18\x15 \x01(\bR\x04tell:\xb6\x01\xbaH\xb2\x01\x1a\xaf\x01\n" +
+	"\x04tell\x18\x15 \x01(\bR\x04tell\x12\x10\n" +
+	"\x03key\x18\x16 \x01(\tR\x03key\x121\n" +
+	"\x03cut\x18\x17 \x01(\x0e2\x15.sluice.config.v1.CutB\b\xbaH\x05\x82\x01\x02\x10\x01R\x03cut:\xb6\x01\xbaH\xb2\x01\x1a\xaf\x01\n" +
 	"\x11budget.one_amount\x129set one of tokens, requests, money_micros and gpu_seconds\x1a_[this.tokens, this.requests, this.money_micros, this.gpu_seconds].filter(n, n > 0u).size() == 1B\x0f\n" +
 	"\r_input_weightB\x10\n" +
 	"\x0e_output_weight\"m\n" +
 	"\vBudgetStore\x12\x1d\n" +
 	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01H\x00R\x04file\x12/\n" +
 	"\x05redis\x18\x02 \x01(\v2\x17.sluice.config.v1.RedisH\x00R\x05redisB\x0e\n" +
-	"\x05store\x12\x05\xbaH\x02\b\x01\"\x85\x02\n" +
-	"\x05Redis\x12&\n" +
-	"\taddresses\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taddresses\x12\x1a\n" +
+	"\x05store\x12\x05\xbaH\x02\b\x01\"\xfb\x01\n" +
+	"\x05Redis\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12#\n" +
 	"\rpassword_file\x18\x03 \x01(\tR\fpasswordFile\x12\x17\n" +
 	"\aca_file\x18\x04 \x01(\tR\x06caFile\x12=\n" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\atimeout\x12;\n" +
 	"\x05lease\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\n" +
-	"\xbaH\a\xaa\x01\x042\x02\b\x01R\x05lease\"$\n" +
-	"\x05Usage\x12\x1b\n" +
-	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\"\x9a\x01\n" +
+	"\xbaH\a\xaa\x01\x042\x02\b\x01R\x05lease\"\xa7\x02\n" +
+	"\x05Usage\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12\x12\n" +
+	"\x04otlp\x18\x02 \x01(\bR\x04otlp\x12\x1b\n" +
+	"\tmax_bytes\x18\x03 \x01(\x04R\bmaxBytes\x12\x1c\n" +
+	"\x04keep\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x04keep:\xba\x01\xbaH\xb6\x01\x1aA\n" +
+	"\x0fusage.somewhere\x12\x10set file or otlp\x1a\x1cthis.file != '' || this.otlp\x1aq\n" +
+	"\x0eusage.rotation\x12!max_bytes and keep are for a file\x1a<this.file != '' || (this.max_bytes == 0u && this.keep == 0u)\"\x9a\x01\n" +
 	"\x05Price\x12\x1d\n" +
 	"\x05model\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05model\x127\n" +
 	"\x18input_micros_per_million\x18\x02 \x01(\x04R\x15inputMicrosPerMillion\x129\n" +
-	"\x19output_micros_per_million\x18\x03 \x01(\x04R\x16outputMicrosPerMillion\"\xcb\x05\n" +
+	"\x19output_micros_per_million\x18\x03 \x01(\x04R\x16outputMicrosPerMillion\"\xfe\x05\n" +
 	"\x04Pool\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12#\n" +
 	"\bcapacity\x18\x02 \x01(\rB\a\xbaH\x04*\x02 \x00R\bcapacity\x123\n" +
@@ -3089,7 +4017,8 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\x06ageing\x120\n" +
 	"\finput_weight\x18\v \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aH\x00R\vinputWeight\x88\x01\x01\x122\n" +
 	"\routput_weight\x18\f \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aH\x01R\foutputWeight\x88\x01\x01\x12:\n" +
-	"\badaptive\x18\r \x01(\v2\x1e.sluice.config.v1.PoolAdaptiveR\badaptiveB\x0f\n" +
+	"\badaptive\x18\r \x01(\v2\x1e.sluice.config.v1.PoolAdaptiveR\badaptive\x121\n" +
+	"\x05share\x18\x0e \x01(\v2\x1b.sluice.config.v1.PoolShareR\x05shareB\x0f\n" +
 	"\r_input_weightB\x10\n" +
 	"\x0e_output_weight\"\xba\x02\n" +
 	"\tPoolModel\x12\x1d\n" +
@@ -3104,7 +4033,7 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06tenant\x12 \n" +
 	"\x06weight\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\x12\x18\n" +
 	"\apermits\x18\x03 \x01(\rR\apermits\x12\x1a\n" +
-	"\breserved\x18\x04 \x01(\rR\breserved\"\x90\x01\n" +
+	"\breserved\x18\x04 \x01(\rR\breserved\"\xa4\x01\n" +
 	"\fPoolPriority\x12.\n" +
 	"\bpriority\x18\x01 \x01(\x05B\x12\xbaH\x0f\x1a\r\x18\n" +
 	"(\xf6\xff\xff\xff\xff\xff\xff\xff\xff\x01R\bpriority\x12\x1e\n" +
@@ -3112,10 +4041,22 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"principals\x18\x02 \x03(\tR\n" +
 	"principals\x12\x18\n" +
 	"\amethods\x18\x03 \x03(\tR\amethods\x12\x16\n" +
-	"\x06models\x18\x04 \x03(\tR\x06models\"\x80\x01\n" +
-	"\fPoolAdaptive\x12M\n" +
-	"\x0efirst_response\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\v\xbaH\b\xc8\x01\x01\xaa\x01\x02*\x00R\rfirstResponse\x12!\n" +
-	"\fmin_capacity\x18\x02 \x01(\rR\vminCapacity\"e\n" +
+	"\x06models\x18\x04 \x03(\tR\x06models\x12\x12\n" +
+	"\x04when\x18\x05 \x01(\tR\x04when\"\xaa\x01\n" +
+	"\tPoolShare\x12\x1a\n" +
+	"\breplicas\x18\x01 \x01(\rR\breplicas\x12;\n" +
+	"\x05lease\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\n" +
+	"\xbaH\a\xaa\x01\x042\x02\b\x01R\x05lease\x12D\n" +
+	"\n" +
+	"store_lost\x18\x03 \x01(\x0e2\x1b.sluice.config.v1.StoreLostB\b\xbaH\x05\x82\x01\x02\x10\x01R\tstoreLost\"\xff\x03\n" +
+	"\fPoolAdaptive\x12J\n" +
+	"\x0efirst_response\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\rfirstResponse\x12!\n" +
+	"\fmin_capacity\x18\x02 \x01(\rR\vminCapacity\x12F\n" +
+	"\foutput_token\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\voutputToken\x12\x1a\n" +
+	"\bgradient\x18\x04 \x01(\bR\bgradient\x12\x1f\n" +
+	"\vmax_waiting\x18\x05 \x01(\rR\n" +
+	"maxWaiting:\xfa\x01\xbaH\xf6\x01\x1a\xf3\x01\n" +
+	"\x15pool_adaptive.one_way\x12Eset first_response, output_token or both; or gradient; or max_waiting\x1a\x92\x01this.gradient ? !has(this.first_response) && !has(this.output_token) : has(this.first_response) || has(this.output_token) || this.max_waiting > 0u\"e\n" +
 	"\rMessageLimits\x12\x1b\n" +
 	"\tmax_bytes\x18\x01 \x01(\rR\bmaxBytes\x12\x1d\n" +
 	"\n" +
@@ -3132,13 +4073,28 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x11ClientCertificate\x12\"\n" +
 	"\x1eCLIENT_CERTIFICATE_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bCLIENT_CERTIFICATE_REQUIRED\x10\x01\x12\x1f\n" +
-	"\x1bCLIENT_CERTIFICATE_OPTIONAL\x10\x02*t\n" +
+	"\x1bCLIENT_CERTIFICATE_OPTIONAL\x10\x02*\x98\x01\n" +
 	"\aDialect\x12\x17\n" +
 	"\x13DIALECT_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eDIALECT_TRITON\x10\x01\x12\x14\n" +
 	"\x10DIALECT_MLSERVER\x10\x02\x12\x12\n" +
 	"\x0eDIALECT_KSERVE\x10\x03\x12\x12\n" +
-	"\x0eDIALECT_FIELDS\x10\x04*h\n" +
+	"\x0eDIALECT_FIELDS\x10\x04\x12\x10\n" +
+	"\fDIALECT_TGIS\x10\x05\x12\x10\n" +
+	"\fDIALECT_VLLM\x10\x06*]\n" +
+	"\tReadiness\x12\x19\n" +
+	"\x15READINESS_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15READINESS_GRPC_HEALTH\x10\x01\x12\x1a\n" +
+	"\x16READINESS_SERVER_READY\x10\x02*^\n" +
+	"\fGuardFailure\x12\x1d\n" +
+	"\x19GUARD_FAILURE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12GUARD_FAILURE_DENY\x10\x01\x12\x17\n" +
+	"\x13GUARD_FAILURE_ALLOW\x10\x02*8\n" +
+	"\x03Cut\x12\x13\n" +
+	"\x0fCUT_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bCUT_DROP\x10\x01\x12\x0e\n" +
+	"\n" +
+	"CUT_SPLICE\x10\x02*h\n" +
 	"\tStoreLost\x12\x1a\n" +
 	"\x16STORE_LOST_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSTORE_LOST_HELD\x10\x01\x12\x15\n" +
@@ -3169,101 +4125,126 @@ func file_sluice_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_sluice_config_v1_config_proto_rawDescData
 }
 
-var file_sluice_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_sluice_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_sluice_config_v1_config_proto_goTypes = []any{
 	(ClientCertificate)(0),       // 0: sluice.config.v1.ClientCertificate
 	(Dialect)(0),                 // 1: sluice.config.v1.Dialect
-	(StoreLost)(0),               // 2: sluice.config.v1.StoreLost
-	(Calendar)(0),                // 3: sluice.config.v1.Calendar
-	(BudgetKey)(0),               // 4: sluice.config.v1.BudgetKey
-	(*Config)(nil),               // 5: sluice.config.v1.Config
-	(*Listener)(nil),             // 6: sluice.config.v1.Listener
-	(*Identity)(nil),             // 7: sluice.config.v1.Identity
-	(*WorkloadAPI)(nil),          // 8: sluice.config.v1.WorkloadAPI
-	(*JWTIdentity)(nil),          // 9: sluice.config.v1.JWTIdentity
-	(*ForwardedIdentity)(nil),    // 10: sluice.config.v1.ForwardedIdentity
-	(*TenantRule)(nil),           // 11: sluice.config.v1.TenantRule
-	(*DevelopmentAuthority)(nil), // 12: sluice.config.v1.DevelopmentAuthority
-	(*IdentityFiles)(nil),        // 13: sluice.config.v1.IdentityFiles
-	(*FederatedBundle)(nil),      // 14: sluice.config.v1.FederatedBundle
-	(*Insecure)(nil),             // 15: sluice.config.v1.Insecure
-	(*Rule)(nil),                 // 16: sluice.config.v1.Rule
-	(*Backend)(nil),              // 17: sluice.config.v1.Backend
-	(*FieldRole)(nil),            // 18: sluice.config.v1.FieldRole
-	(*TensorRole)(nil),           // 19: sluice.config.v1.TensorRole
-	(*Inspect)(nil),              // 20: sluice.config.v1.Inspect
-	(*Budget)(nil),               // 21: sluice.config.v1.Budget
-	(*BudgetStore)(nil),          // 22: sluice.config.v1.BudgetStore
-	(*Redis)(nil),                // 23: sluice.config.v1.Redis
-	(*Usage)(nil),                // 24: sluice.config.v1.Usage
-	(*Price)(nil),                // 25: sluice.config.v1.Price
-	(*Pool)(nil),                 // 26: sluice.config.v1.Pool
-	(*PoolModel)(nil),            // 27: sluice.config.v1.PoolModel
-	(*PoolTenant)(nil),           // 28: sluice.config.v1.PoolTenant
-	(*PoolPriority)(nil),         // 29: sluice.config.v1.PoolPriority
-	(*PoolAdaptive)(nil),         // 30: sluice.config.v1.PoolAdaptive
-	(*MessageLimits)(nil),        // 31: sluice.config.v1.MessageLimits
-	(*Telemetry)(nil),            // 32: sluice.config.v1.Telemetry
-	(*Admin)(nil),                // 33: sluice.config.v1.Admin
-	(*durationpb.Duration)(nil),  // 34: google.protobuf.Duration
-	(v1.Role)(0),                 // 35: sluice.fields.v1.Role
+	(Readiness)(0),               // 2: sluice.config.v1.Readiness
+	(GuardFailure)(0),            // 3: sluice.config.v1.GuardFailure
+	(Cut)(0),                     // 4: sluice.config.v1.Cut
+	(StoreLost)(0),               // 5: sluice.config.v1.StoreLost
+	(Calendar)(0),                // 6: sluice.config.v1.Calendar
+	(BudgetKey)(0),               // 7: sluice.config.v1.BudgetKey
+	(*Config)(nil),               // 8: sluice.config.v1.Config
+	(*Tokenizer)(nil),            // 9: sluice.config.v1.Tokenizer
+	(*Listener)(nil),             // 10: sluice.config.v1.Listener
+	(*Identity)(nil),             // 11: sluice.config.v1.Identity
+	(*WorkloadAPI)(nil),          // 12: sluice.config.v1.WorkloadAPI
+	(*JWTIdentity)(nil),          // 13: sluice.config.v1.JWTIdentity
+	(*ForwardedIdentity)(nil),    // 14: sluice.config.v1.ForwardedIdentity
+	(*TenantRule)(nil),           // 15: sluice.config.v1.TenantRule
+	(*DevelopmentAuthority)(nil), // 16: sluice.config.v1.DevelopmentAuthority
+	(*IdentityFiles)(nil),        // 17: sluice.config.v1.IdentityFiles
+	(*FederatedBundle)(nil),      // 18: sluice.config.v1.FederatedBundle
+	(*Insecure)(nil),             // 19: sluice.config.v1.Insecure
+	(*Rule)(nil),                 // 20: sluice.config.v1.Rule
+	(*Backend)(nil),              // 21: sluice.config.v1.Backend
+	(*Outliers)(nil),             // 22: sluice.config.v1.Outliers
+	(*LoadReports)(nil),          // 23: sluice.config.v1.LoadReports
+	(*FieldRole)(nil),            // 24: sluice.config.v1.FieldRole
+	(*TensorRole)(nil),           // 25: sluice.config.v1.TensorRole
+	(*Inspect)(nil),              // 26: sluice.config.v1.Inspect
+	(*Guard)(nil),                // 27: sluice.config.v1.Guard
+	(*Budget)(nil),               // 28: sluice.config.v1.Budget
+	(*BudgetStore)(nil),          // 29: sluice.config.v1.BudgetStore
+	(*Redis)(nil),                // 30: sluice.config.v1.Redis
+	(*Usage)(nil),                // 31: sluice.config.v1.Usage
+	(*Price)(nil),                // 32: sluice.config.v1.Price
+	(*Pool)(nil),                 // 33: sluice.config.v1.Pool
+	(*PoolModel)(nil),            // 34: sluice.config.v1.PoolModel
+	(*PoolTenant)(nil),           // 35: sluice.config.v1.PoolTenant
+	(*PoolPriority)(nil),         // 36: sluice.config.v1.PoolPriority
+	(*PoolShare)(nil),            // 37: sluice.config.v1.PoolShare
+	(*PoolAdaptive)(nil),         // 38: sluice.config.v1.PoolAdaptive
+	(*MessageLimits)(nil),        // 39: sluice.config.v1.MessageLimits
+	(*Telemetry)(nil),            // 40: sluice.config.v1.Telemetry
+	(*Admin)(nil),                // 41: sluice.config.v1.Admin
+	(*durationpb.Duration)(nil),  // 42: google.protobuf.Duration
+	(v1.Role)(0),                 // 43: sluice.fields.v1.Role
 }
 var file_sluice_config_v1_config_proto_depIdxs = []int32{
-	6,  // 0: sluice.config.v1.Config.listener:type_name -> sluice.config.v1.Listener
-	7,  // 1: sluice.config.v1.Config.identity:type_name -> sluice.config.v1.Identity
-	17, // 2: sluice.config.v1.Config.backends:type_name -> sluice.config.v1.Backend
-	20, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
-	21, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
-	26, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
-	32, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
-	31, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
-	33, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
-	25, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
-	22, // 10: sluice.config.v1.Config.budget_store:type_name -> sluice.config.v1.BudgetStore
-	24, // 11: sluice.config.v1.Config.usage:type_name -> sluice.config.v1.Usage
-	34, // 12: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
-	34, // 13: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
-	34, // 14: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
-	34, // 15: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
-	34, // 16: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
-	12, // 17: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
-	13, // 18: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
-	15, // 19: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
-	8,  // 20: sluice.config.v1.Identity.workload_api:type_name -> sluice.config.v1.WorkloadAPI
-	16, // 21: sluice.config.v1.Identity.rules:type_name -> sluice.config.v1.Rule
-	11, // 22: sluice.config.v1.Identity.tenants:type_name -> sluice.config.v1.TenantRule
-	0,  // 23: sluice.config.v1.Identity.client_certificate:type_name -> sluice.config.v1.ClientCertificate
-	9,  // 24: sluice.config.v1.Identity.jwt:type_name -> sluice.config.v1.JWTIdentity
-	10, // 25: sluice.config.v1.Identity.forwarded:type_name -> sluice.config.v1.ForwardedIdentity
-	34, // 26: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
-	34, // 27: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
-	34, // 28: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
-	14, // 29: sluice.config.v1.IdentityFiles.federated:type_name -> sluice.config.v1.FederatedBundle
-	1,  // 30: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
-	18, // 31: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
-	19, // 32: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
-	35, // 33: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
-	35, // 34: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
-	4,  // 35: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
-	34, // 36: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
-	3,  // 37: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
-	2,  // 38: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
-	23, // 39: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
-	34, // 40: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	34, // 41: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
-	27, // 42: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
-	34, // 43: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
-	28, // 44: sluice.config.v1.Pool.tenants:type_name -> sluice.config.v1.PoolTenant
-	29, // 45: sluice.config.v1.Pool.priorities:type_name -> sluice.config.v1.PoolPriority
-	34, // 46: sluice.config.v1.Pool.ageing:type_name -> google.protobuf.Duration
-	30, // 47: sluice.config.v1.Pool.adaptive:type_name -> sluice.config.v1.PoolAdaptive
-	34, // 48: sluice.config.v1.PoolAdaptive.first_response:type_name -> google.protobuf.Duration
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	10, // 0: sluice.config.v1.Config.listener:type_name -> sluice.config.v1.Listener
+	11, // 1: sluice.config.v1.Config.identity:type_name -> sluice.config.v1.Identity
+	21, // 2: sluice.config.v1.Config.backends:type_name -> sluice.config.v1.Backend
+	26, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
+	28, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
+	33, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
+	40, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
+	39, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
+	41, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
+	32, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
+	29, // 10: sluice.config.v1.Config.budget_store:type_name -> sluice.config.v1.BudgetStore
+	31, // 11: sluice.config.v1.Config.usage:type_name -> sluice.config.v1.Usage
+	30, // 12: sluice.config.v1.Config.redis:type_name -> sluice.config.v1.Redis
+	9,  // 13: sluice.config.v1.Config.tokenizers:type_name -> sluice.config.v1.Tokenizer
+	42, // 14: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
+	42, // 15: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
+	42, // 16: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
+	42, // 17: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
+	42, // 18: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
+	16, // 19: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
+	17, // 20: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
+	19, // 21: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
+	12, // 22: sluice.config.v1.Identity.workload_api:type_name -> sluice.config.v1.WorkloadAPI
+	20, // 23: sluice.config.v1.Identity.rules:type_name -> sluice.config.v1.Rule
+	15, // 24: sluice.config.v1.Identity.tenants:type_name -> sluice.config.v1.TenantRule
+	0,  // 25: sluice.config.v1.Identity.client_certificate:type_name -> sluice.config.v1.ClientCertificate
+	13, // 26: sluice.config.v1.Identity.jwt:type_name -> sluice.config.v1.JWTIdentity
+	14, // 27: sluice.config.v1.Identity.forwarded:type_name -> sluice.config.v1.ForwardedIdentity
+	42, // 28: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
+	42, // 29: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
+	42, // 30: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
+	18, // 31: sluice.config.v1.IdentityFiles.federated:type_name -> sluice.config.v1.FederatedBundle
+	1,  // 32: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
+	24, // 33: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
+	25, // 34: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
+	22, // 35: sluice.config.v1.Backend.outliers:type_name -> sluice.config.v1.Outliers
+	23, // 36: sluice.config.v1.Backend.load:type_name -> sluice.config.v1.LoadReports
+	2,  // 37: sluice.config.v1.Backend.readiness:type_name -> sluice.config.v1.Readiness
+	42, // 38: sluice.config.v1.Outliers.ejection:type_name -> google.protobuf.Duration
+	42, // 39: sluice.config.v1.LoadReports.interval:type_name -> google.protobuf.Duration
+	43, // 40: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
+	43, // 41: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
+	27, // 42: sluice.config.v1.Inspect.guard:type_name -> sluice.config.v1.Guard
+	42, // 43: sluice.config.v1.Guard.timeout:type_name -> google.protobuf.Duration
+	42, // 44: sluice.config.v1.Guard.cache_ttl:type_name -> google.protobuf.Duration
+	3,  // 45: sluice.config.v1.Guard.on_failure:type_name -> sluice.config.v1.GuardFailure
+	43, // 46: sluice.config.v1.Guard.roles:type_name -> sluice.fields.v1.Role
+	7,  // 47: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
+	42, // 48: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
+	6,  // 49: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
+	5,  // 50: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
+	4,  // 51: sluice.config.v1.Budget.cut:type_name -> sluice.config.v1.Cut
+	30, // 52: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
+	42, // 53: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	42, // 54: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
+	34, // 55: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
+	42, // 56: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
+	35, // 57: sluice.config.v1.Pool.tenants:type_name -> sluice.config.v1.PoolTenant
+	36, // 58: sluice.config.v1.Pool.priorities:type_name -> sluice.config.v1.PoolPriority
+	42, // 59: sluice.config.v1.Pool.ageing:type_name -> google.protobuf.Duration
+	38, // 60: sluice.config.v1.Pool.adaptive:type_name -> sluice.config.v1.PoolAdaptive
+	37, // 61: sluice.config.v1.Pool.share:type_name -> sluice.config.v1.PoolShare
+	42, // 62: sluice.config.v1.PoolShare.lease:type_name -> google.protobuf.Duration
+	5,  // 63: sluice.config.v1.PoolShare.store_lost:type_name -> sluice.config.v1.StoreLost
+	42, // 64: sluice.config.v1.PoolAdaptive.first_response:type_name -> google.protobuf.Duration
+	42, // 65: sluice.config.v1.PoolAdaptive.output_token:type_name -> google.protobuf.Duration
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_sluice_config_v1_config_proto_init() }
@@ -3271,26 +4252,28 @@ func file_sluice_config_v1_config_proto_init() {
 	if File_sluice_config_v1_config_proto != nil {
 		return
 	}
-	file_sluice_config_v1_config_proto_msgTypes[2].OneofWrappers = []any{
+	file_sluice_config_v1_config_proto_msgTypes[3].OneofWrappers = []any{
 		(*Identity_Development)(nil),
 		(*Identity_Files)(nil),
 		(*Identity_Insecure)(nil),
 		(*Identity_WorkloadApi)(nil),
 	}
-	file_sluice_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{}
-	file_sluice_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
+	file_sluice_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[20].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{
 		(*BudgetStore_File)(nil),
 		(*BudgetStore_Redis)(nil),
 	}
-	file_sluice_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{}
-	file_sluice_config_v1_config_proto_msgTypes[27].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_config_v1_config_proto_rawDesc), len(file_sluice_config_v1_config_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   29,
+			NumEnums:      8,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

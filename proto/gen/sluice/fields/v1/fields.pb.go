@@ -79,6 +79,29 @@ const (
 	Role_ROLE_LISTED_MODEL Role = 16
 	// The version of that model, in the same message. string.
 	Role_ROLE_LISTED_VERSION Role = 17
+	// The prompt as token ids. A text in the same message is said to be what they
+	// mean. repeated integer.
+	Role_ROLE_PROMPT_IDS Role = 18
+	// What the model wrote in this message, as token ids. repeated integer.
+	Role_ROLE_OUTPUT_IDS Role = 19
+	// What the model wrote in the inference so far, as token ids. repeated integer.
+	Role_ROLE_OUTPUT_IDS_TOTAL Role = 20
+	// Text that the model wrote and another field has as well: it is read as
+	// ROLE_OUTPUT is, but not counted. string.
+	Role_ROLE_OUTPUT_COPY Role = 21
+	// How many answers the caller asks for. A limit on output tokens holds for
+	// each of them. integer.
+	Role_ROLE_CHOICES Role = 22
+	// Which of those answers the message is of, from 0. Counts of output tokens are
+	// that answer's. integer.
+	Role_ROLE_CHOICE Role = 23
+	// One of several prompts that are answered each on its own. A limit on output
+	// tokens holds for each of them. message, repeated.
+	Role_ROLE_BATCH Role = 24
+	// What makes the model server reach for something that cannot be seen here: a
+	// file, another host, memory that is shared. A request that has it is refused.
+	// message, string, bytes, number, bool.
+	Role_ROLE_FORBIDDEN Role = 25
 	// A tensor of an Open Inference Protocol message. message, repeated.
 	Role_ROLE_TENSOR Role = 32
 	// An output that the caller asks for by name. message, repeated.
@@ -116,6 +139,14 @@ var (
 		15: "ROLE_OPAQUE",
 		16: "ROLE_LISTED_MODEL",
 		17: "ROLE_LISTED_VERSION",
+		18: "ROLE_PROMPT_IDS",
+		19: "ROLE_OUTPUT_IDS",
+		20: "ROLE_OUTPUT_IDS_TOTAL",
+		21: "ROLE_OUTPUT_COPY",
+		22: "ROLE_CHOICES",
+		23: "ROLE_CHOICE",
+		24: "ROLE_BATCH",
+		25: "ROLE_FORBIDDEN",
 		32: "ROLE_TENSOR",
 		33: "ROLE_REQUESTED_OUTPUT",
 		34: "ROLE_TENSOR_NAME",
@@ -143,6 +174,14 @@ var (
 		"ROLE_OPAQUE":              15,
 		"ROLE_LISTED_MODEL":        16,
 		"ROLE_LISTED_VERSION":      17,
+		"ROLE_PROMPT_IDS":          18,
+		"ROLE_OUTPUT_IDS":          19,
+		"ROLE_OUTPUT_IDS_TOTAL":    20,
+		"ROLE_OUTPUT_COPY":         21,
+		"ROLE_CHOICES":             22,
+		"ROLE_CHOICE":              23,
+		"ROLE_BATCH":               24,
+		"ROLE_FORBIDDEN":           25,
 		"ROLE_TENSOR":              32,
 		"ROLE_REQUESTED_OUTPUT":    33,
 		"ROLE_TENSOR_NAME":         34,
@@ -204,7 +243,7 @@ var File_sluice_fields_v1_fields_proto protoreflect.FileDescriptor
 
 const file_sluice_fields_v1_fields_proto_rawDesc = "" +
 	"\n" +
-	"\x1dsluice/fields/v1/fields.proto\x12\x10sluice.fields.v1\x1a google/protobuf/descriptor.proto*\x9f\x04\n" +
+	"\x1dsluice/fields/v1/fields.proto\x12\x10sluice.fields.v1\x1a google/protobuf/descriptor.proto*\xc1\x05\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_PROMPT\x10\x01\x12\x0f\n" +
@@ -227,7 +266,16 @@ const file_sluice_fields_v1_fields_proto_rawDesc = "" +
 	"ROLE_FINAL\x10\x0e\x12\x0f\n" +
 	"\vROLE_OPAQUE\x10\x0f\x12\x15\n" +
 	"\x11ROLE_LISTED_MODEL\x10\x10\x12\x17\n" +
-	"\x13ROLE_LISTED_VERSION\x10\x11\x12\x0f\n" +
+	"\x13ROLE_LISTED_VERSION\x10\x11\x12\x13\n" +
+	"\x0fROLE_PROMPT_IDS\x10\x12\x12\x13\n" +
+	"\x0fROLE_OUTPUT_IDS\x10\x13\x12\x19\n" +
+	"\x15ROLE_OUTPUT_IDS_TOTAL\x10\x14\x12\x14\n" +
+	"\x10ROLE_OUTPUT_COPY\x10\x15\x12\x10\n" +
+	"\fROLE_CHOICES\x10\x16\x12\x0f\n" +
+	"\vROLE_CHOICE\x10\x17\x12\x0e\n" +
+	"\n" +
+	"ROLE_BATCH\x10\x18\x12\x12\n" +
+	"\x0eROLE_FORBIDDEN\x10\x19\x12\x0f\n" +
 	"\vROLE_TENSOR\x10 \x12\x19\n" +
 	"\x15ROLE_REQUESTED_OUTPUT\x10!\x12\x14\n" +
 	"\x10ROLE_TENSOR_NAME\x10\"\x12\x18\n" +

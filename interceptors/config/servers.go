@@ -1,0 +1,38 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
+)
+
+// servers checks where a back end's model servers are said to be. An error begins
+// with the field's name.
+func servers(b *configv1.Backend) error {
+	if b.GetAddress() != "" && len(b.GetAddresses()) > 0 {
+		return errors.New("addresses: there is an address too; leave out one of them")
+	}
+	for n, a := range b.GetAddresses() {
+		host, port, err := net.SplitHostPort(a)
+		if k, bad := strconv.Atoi(port); err != nil || host == "" || bad != nil || k < 1 || k > 65535 {
+			return fmt.Errorf("addresses[%d]: %q is no host:port, such as 10.0.0.7:8001 or [::1]:8001", n, a)
+		}
+	}
+	text := b.GetLoad().GetMetricsUrl()
+	if text == "" {
+		return nil
+	}
+	u, err := url.Parse(strings.ReplaceAll(text, "{host}", "host"))
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf(`load.metrics_url: %q is no URL such as "http://{host}:8002/metrics"`, text)
+	}
+	if !strings.Contains(text, "{host}") && len(b.GetAddresses()) > 1 {
+		return fmt.Errorf("load.metrics_url: each server has metrics of its own; write {host} where its host belongs")
+	}
+	return nil
+}
