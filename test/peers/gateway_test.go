@@ -53,6 +53,8 @@ inspect:
   rules: |
     SecRule ARGS_POST "@contains a word that nobody says" "id:100001,phase:2,deny"
     SecRule RESPONSE_ARGS "@contains a word that nobody says" "id:100002,phase:4,deny"
+tokenizers:
+  - {models: [words], file: "{tokenizer}"}
 budgets:
   - {name: tokens, per: [BUDGET_KEY_PRINCIPAL, BUDGET_KEY_MODEL], tokens: 1000000000}
   - {name: requests, requests: 1000000, window: 3600s}
@@ -105,7 +107,12 @@ func TestGateway(t *testing.T) {
 			for name, configuration := range configurations {
 				t.Run(name, func(t *testing.T) {
 					folder := t.TempDir()
+					tokenizer, err := filepath.Abs("../../interceptors/tokens/testdata/gpt2.json")
+					if err != nil {
+						t.Fatal(err)
+					}
 					address := startGateway(t, strings.NewReplacer(
+						"{tokenizer}", tokenizer, // of what answers with token ids
 						"{server}", s.address, "{dialect}", dialects[s.name], "{folder}", folder).Replace(configuration))
 					var options []string
 					if strings.Contains(configuration, "{folder}") {
