@@ -10,8 +10,8 @@ var generationKinds = map[string]Kind{
 	"ModelInfo":      Metadata,
 }
 
-// engineKinds are what the methods of vllm.grpc.engine.VllmEngine are for, beside
-// management.
+// engineKinds are what the methods of vllm.grpc.engine.VllmEngine and of
+// sglang.grpc.scheduler.SglangScheduler are for, beside management.
 var engineKinds = map[string]Kind{
 	"Generate":     Inference,
 	"Embed":        Inference,
@@ -32,6 +32,14 @@ func TGIS(o Options) (*Dialect, error) {
 // may be token ids, which Request.PromptIDs points to.
 func VLLM(o Options) (*Dialect, error) {
 	return language("vllm", "vllm.grpc.engine.VllmEngine", engineKinds, o)
+}
+
+// SGLang is sglang.grpc.scheduler.SglangScheduler, which SGLang's gRPC server speaks.
+// Its requests name no model, so that Options.Model says which it is; their prompts are
+// token ids, which Request.PromptIDs points to. What has the engine reach for other hosts
+// and files, or run a caller's code, is forbidden.
+func SGLang(o Options) (*Dialect, error) {
+	return language("sglang", "sglang.grpc.scheduler.SglangScheduler", engineKinds, o)
 }
 
 func language(name string, service protoreflect.FullName, kinds map[string]Kind, o Options) (*Dialect, error) {

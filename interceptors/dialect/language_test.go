@@ -15,6 +15,7 @@ import (
 const (
 	tgisGenerate = "/fmaas.GenerationService/Generate"
 	vllmGenerate = "/vllm.grpc.engine.VllmEngine/Generate"
+	sgGenerate   = "/sglang.grpc.scheduler.SglangScheduler/Generate"
 )
 
 // bytesField, number and packed encode one field.
@@ -44,6 +45,11 @@ func TestWhatMethodsOfLanguageServersAreFor(t *testing.T) {
 			vllmGenerate: Inference, "/vllm.grpc.engine.VllmEngine/Embed": Inference,
 			"/vllm.grpc.engine.VllmEngine/HealthCheck": Health, "/vllm.grpc.engine.VllmEngine/GetModelInfo": Metadata,
 			"/vllm.grpc.engine.VllmEngine/Abort": Management, // by ids that others chose
+		},
+		"sglang": {
+			sgGenerate: Inference, "/sglang.grpc.scheduler.SglangScheduler/Embed": Inference,
+			"/sglang.grpc.scheduler.SglangScheduler/HealthCheck": Health, "/sglang.grpc.scheduler.SglangScheduler/GetModelInfo": Metadata,
+			"/sglang.grpc.scheduler.SglangScheduler/Abort": Management,
 		},
 	} {
 		d, err := servers[dialect](Options{})
@@ -77,6 +83,8 @@ func TestLimitsHoldForEachAnswer(t *testing.T) {
 		{"one answer", "vllm", vllmGenerate, sampling(number(8, 7)), 7, ""},
 		{"four answers", "vllm", vllmGenerate, sampling(number(8, 7), number(15, 4)), 28, ""},
 		{"as many as it takes", "vllm", vllmGenerate, sampling(number(8, 7), number(15, 4097)), 7, "answers must be from 1 to 4096"},
+		{"one answer of SGLang's", "sglang", sgGenerate, sampling(number(8, 7)), 7, ""},
+		{"four answers of SGLang's", "sglang", sgGenerate, sampling(number(8, 7), number(17, 4)), 28, ""},
 		{"below nothing", "vllm", vllmGenerate, sampling(number(8, 1<<31)), 0, "limit on output tokens"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -97,18 +105,33 @@ func TestLimitsHoldForEachAnswer(t *testing.T) {
 }
 
 func TestAnEngineIsNotSentElsewhere(t *testing.T) {
-	for name, message := range map[string][]byte{
-		"kv_transfer_params":      bytesField(6, bytesField(1, "10.0.0.1")),
-		"kv_transfer_params_json": bytesField(8, `{"remote_host":"10.0.0.1"}`),
-		"media_refs":              bytesField(10, bytesField(1, bytesField(2, "http://169.254.169.254/"))),
-		"mm_inputs":               bytesField(7, ""),
-		"extra_mm_inputs":         bytesField(11, bytesField(6, "hash")),
+	vllm := protoreflect.FullName("vllm.grpc.engine.GenerateRequest")
+	sglang, embed := protoreflect.FullName("sglang.grpc.scheduler.GenerateRequest"), protoreflect.FullName("sglang.grpc.scheduler.EmbedRequest")
+	for _, c := range []struct {
+		dialect, method string
+		in              protoreflect.FullName
+		path            string
+		message         []byte
+	}{
+		{"vllm", vllmGenerate, vllm, "kv_transfer_params", bytesField(6, bytesField(1, "10.0.0.1"))},
+		{"vllm", vllmGenerate, vllm, "kv_transfer_params_json", bytesField(8, `{"remote_host":"10.0.0.1"}`)},
+		{"vllm", vllmGenerate, vllm, "media_refs", bytesField(10, bytesField(1, bytesField(2, "http://169.254.169.254/")))},
+		{"vllm", vllmGenerate, vllm, "mm_inputs", bytesField(7, "")},
+		{"vllm", vllmGenerate, vllm, "extra_mm_inputs", bytesField(11, bytesField(6, "hash"))},
+		{"sglang", sgGenerate, sglang, "mm_inputs", bytesField(3, "")},
+		{"sglang", sgGenerate, sglang, "disaggregated_params", bytesField(10, bytesField(1, "10.0.0.1"))},
+		{"sglang", sgGenerate, sglang, "custom_logit_processor", bytesField(11, "80049528")},
+		{"sglang", sgGenerate, sglang, "input_embeds", bytesField(14, "\x00\x00\x80\x3f")},
+		{"sglang", sgGenerate, sglang, "input_embeds", protowire.AppendFixed32(protowire.AppendTag(nil, 14, protowire.Fixed32Type), 1)},
+		{"sglang", sgGenerate, "sglang.grpc.scheduler.SamplingParams", "sampling_params.custom_params", bytesField(4, bytesField(23, ""))},
+		{"sglang", "/sglang.grpc.scheduler.SglangScheduler/Embed", embed, "mm_inputs", bytesField(4, "")},
 	} {
-		t.Run(name, func(t *testing.T) {
-			full := protoreflect.FullName("vllm.grpc.engine.GenerateRequest." + name)
+		t.Run(c.dialect+"/"+c.path, func(t *testing.T) {
+			name := c.path
+			full := c.in.Append(protoreflect.Name(c.path[strings.LastIndexByte(c.path, '.')+1:]))
 			for _, allow := range [][]protoreflect.FullName{nil, {full}} {
-				m := method(t, "vllm", vllmGenerate, Options{Model: "words", Allow: allow})
-				msg, err := scan(t, m.Request, message)
+				m := method(t, c.dialect, c.method, Options{Model: "words", Allow: allow, Lenient: true})
+				msg, err := scan(t, m.Request, c.message)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -150,8 +173,30 @@ func TestHandlesStayForbiddenInWhatIsAllowed(t *testing.T) {
 	}
 }
 
+func TestURLsStayForbiddenInWhatIsAllowed(t *testing.T) {
+	m := method(t, "sglang", sgGenerate, Options{Model: "words", Allow: []protoreflect.FullName{"sglang.grpc.scheduler.GenerateRequest.mm_inputs"}})
+	for path, field := range map[string][]byte{"": bytesField(5, "pixels"), "mm_inputs.image_urls": bytesField(1, "file:///etc/passwd"),
+		"mm_inputs.video_urls": bytesField(2, "http://169.254.169.254/"), "mm_inputs.audio_urls": bytesField(3, "http://10.0.0.1/")} {
+		msg, err := scan(t, m.Request, bytesField(3, field))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = m.ReadRequest(msg)
+		var fe *fields.Error
+		if errors.As(err, &fe); (fe == nil) != (path == "") || fe != nil && fe.Path != path {
+			t.Errorf("got %v, want a refusal of %q", err, path)
+		}
+	}
+}
+
 func TestTokenIDsAreRead(t *testing.T) {
-	m := method(t, "vllm", vllmGenerate, Options{Model: "words"})
+	for dialect, name := range map[string]string{"vllm": vllmGenerate, "sglang": sgGenerate} {
+		t.Run(dialect, func(t *testing.T) { tokenIDsAreRead(t, dialect, name) })
+	}
+}
+
+func tokenIDsAreRead(t *testing.T, dialect, name string) {
+	m := method(t, dialect, name, Options{Model: "words"})
 	msg, err := scan(t, m.Request, bytesField(2, packed(2, 1, 70000, 5)))
 	if err != nil {
 		t.Fatal(err)
@@ -170,13 +215,21 @@ func TestTokenIDsAreRead(t *testing.T) {
 }
 
 func TestAnswersAreToldApart(t *testing.T) {
-	m := method(t, "vllm", vllmGenerate, Options{Model: "words"})
-	chunk := bytesField(1, slices.Concat(packed(1, 4, 5), number(2, 9), number(3, 6), number(7, 3)))
-	msg, err := scan(t, m.Response, chunk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := m.ReadResponse(msg); got.Choice != 3 || got.IDs != 2 || got.OutputTotal != 6 || got.InputTokens != 9 {
-		t.Errorf("got %+v", got)
+	for _, c := range []struct {
+		dialect, method string
+		chunk           []byte
+	}{
+		{"vllm", vllmGenerate, bytesField(1, slices.Concat(packed(1, 4, 5), number(2, 9), number(3, 6), number(7, 3)))},
+		{"sglang", sgGenerate, slices.Concat(bytesField(1, "r"), bytesField(2, slices.Concat(packed(1, 4, 5), number(2, 9), number(3, 6), number(8, 3))))},
+		{"sglang", sgGenerate, bytesField(3, slices.Concat(packed(1, 4, 5), number(3, 9), number(4, 6), number(11, 3)))},
+	} {
+		m := method(t, c.dialect, c.method, Options{Model: "words"})
+		msg, err := scan(t, m.Response, c.chunk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := m.ReadResponse(msg); got.Choice != 3 || got.IDs+got.IDsTotal != 2 || got.OutputTotal != 6 || got.InputTokens != 9 {
+			t.Errorf("%s: got %+v", c.dialect, got)
+		}
 	}
 }

@@ -20,7 +20,7 @@ const (
 
 // servers are the dialects that speak the Open Inference Protocol.
 var servers = map[string]func(Options) (*Dialect, error){
-	"triton": Triton, "mlserver": MLServer, "kserve": KServe, "tgis": TGIS, "vllm": VLLM,
+	"triton": Triton, "mlserver": MLServer, "kserve": KServe, "tgis": TGIS, "vllm": VLLM, "sglang": SGLang,
 }
 
 // openInferenceServers are those of them that speak the Open Inference Protocol.

@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/sluicegate/sluice/interceptors/fields"
@@ -31,6 +32,21 @@ func TestWhatIsNotKnownToBeHarmlessIsManagement(t *testing.T) {
 			}
 			if m.Kind != want {
 				t.Errorf("%s: %s has kind %d, want %d", name, m.Name, m.Kind, want)
+			}
+		}
+	}
+}
+
+// MLServer has the repository's methods twice. The second service is in no dialect, so that nobody reaches it.
+func TestTheSecondRepositoryServiceIsUnknown(t *testing.T) {
+	for name, open := range servers {
+		d, err := open(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for m := range d.Methods {
+			if strings.Contains(m, "ModelRepositoryService") {
+				t.Errorf("%s has %s", name, m)
 			}
 		}
 	}

@@ -435,7 +435,7 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 	}
 	one := !fd.IsList()
 	switch r {
-	case None:
+	case None, Forbidden:
 		return ""
 	case Prompt, Output, OutputCopy:
 		return need(text, "a string or bytes field")
@@ -454,8 +454,6 @@ func misfit(fd protoreflect.FieldDescriptor, r Role, pl place) string {
 		return need(!one && integer, "a repeated integer field")
 	case Batch:
 		return need(!one && message, "a repeated message field")
-	case Forbidden:
-		return need(one || message || text, "a message, string or bytes field, or a single number or bool")
 	case MaxTokens, InputTokens, OutputTokens, OutputTokensTotal, Choices, Choice:
 		return need(one && integer, "a single integer field")
 	case Final:

@@ -9,20 +9,34 @@ import "unicode/utf8"
 // remembering, for each phrase and each of its steps, where the step was last
 // reached. All of it is laid out so that plain text touches little memory: what
 // a short text costs is what it has the processor fetch.
+//
+// A state tells whether the text is in a word, and whether a space came last. So
+// a transition between a word and what is none passes the edge between them, but
+// from a state after an edge.
 type automaton struct {
 	symbols [256]byte // of a normalised byte; see the constants
 	ascii   [128]byte // the same for the raw byte, symDrop where nothing is left of it
 	word    [128]bool // of a raw byte: part of a word
+	runs    [256]byte // of a raw byte: its plain symbol, and runWord; else runDrop or runEnds
 	plain   []uint16  // state*plainSymbols + symbol: transitions, states with words last
 	other   []uint16  // state*others + symbol - plainSymbols
 	others  int
 	first   uint16   // the first state with words
 	ends    []ending // of state first+i
 	reaches []reach
-	steps   int     // of all phrases
+	steps   int     // of all phrases, but for the last ones
 	depth   []uint8 // of a state: symbols since the word began that it is in
-	within  []int32 // of a step: words after it within which the next one ends; 0 for a last one
+	within  []int32 // of a step: words after it within which the next one ends
 }
+
+// passed is a transition that passes an edge where words end.
+const passed = 1<<16 - 1
+
+const (
+	runWord = plainSymbols // a part of a word
+	runDrop = 1 << 6       // nothing is left of it
+	runEnds = 1 << 7       // it takes more than a transition
+)
 
 // ending is what happens when a state with words is entered.
 type ending struct {
@@ -33,7 +47,7 @@ type ending struct {
 // reach is a step of a phrase that is reached with a word. Where the word begins
 // and ends is relative to the count of words when the state is entered.
 type reach struct {
-	at         uint16 // index of its position in matcher.reached
+	at         uint16 // index of its position in matcher.reached, that of the step before is one less; the last has none
 	gap        int16  // words that may lie between the step before and this one; -1 for the first step
 	start, end int16
 	found      uint8 // the bit of the detector that fires when the step is reached; 64 for all but the last
@@ -64,7 +78,8 @@ type word struct {
 
 // step says that a word is a step of a phrase.
 type step struct {
-	at    uint32 // index of its position in matcher.reached
+	id    int
+	at    uint16 // index of its position in matcher.reached, that of the step before is one less; the last has none
 	gap   int32  // words that may lie between the step before and this one; -1 for the first step
 	found uint64 // detectors that fire when the step is reached; 0 but for the last
 }
@@ -78,6 +93,7 @@ type matcher struct {
 	armed   []uint64 // a bit for each step: it was reached
 	at      int32    // words so far
 	state   uint16
+	settled bool // the state tells what space and inWord do: a symbol came since the break
 	space   bool // the last symbol was a space
 	inWord  bool
 	partial [utf8.UTFMax]byte // a rune cut in two
@@ -123,13 +139,15 @@ func (m *matcher) write(text []byte) {
 	if m.have > 0 {
 		text = m.resume(text)
 	}
-	state := m.state
 	for i := 0; i < len(text); {
+		if m.settled && !m.gluing && text[i] < utf8.RuneSelf {
+			if i += m.run(text[i:]); i == len(text) {
+				break
+			}
+		}
 		c := text[i]
 		if c >= utf8.RuneSelf {
-			m.state = state
 			n := m.rune(text[i:])
-			state = m.state
 			if n == 0 { // the rest of the rune is in the next chunk
 				m.have = uint8(copy(m.partial[:], text[i:]))
 				break
@@ -138,38 +156,43 @@ func (m *matcher) write(text []byte) {
 			continue
 		}
 		i++
-		if m.tags|m.blind != 0 || m.flag {
-			m.tags, m.flag, m.blind = 0, false, 0
-		}
-		switch {
-		case m.gluing:
-			m.state = state
-			m.symbol(a.ascii[c], a.word[c], white(c))
-			state = m.state
-			continue
-		case a.word[c] && m.inWord: // the plain case
-		case a.word[c]: // a word begins
-			m.fresh, m.space, m.inWord = false, false, true
-			if state = a.to(state, symEdge); state >= a.first {
-				m.hit(state)
-			}
-		case m.inWord && white(c): // it ends
-			m.fresh, m.space, m.inWord = false, true, false
-			m.at++
-			if state = a.to(state, symEdge); state >= a.first {
-				m.hit(state)
-			}
-		default:
-			m.state = state
-			m.symbol(a.ascii[c], false, white(c))
-			state = m.state
-			continue
-		}
-		if state = a.to(state, a.ascii[c]); state >= a.first {
-			m.hit(state)
-		}
+		m.tags, m.flag, m.blind = 0, false, 0
+		m.symbol(a.ascii[c], a.word[c], white(c))
 	}
-	m.state = state
+}
+
+// run takes what the text begins with that no word ends in, and returns how much
+// that is.
+func (m *matcher) run(text []byte) int {
+	a := m.a
+	state, at, in, last := uint(m.state), m.at, byte(0), byte(0)
+	if m.inWord {
+		in = 1
+	}
+	i := 0
+	for ; i < len(text); i++ {
+		r := a.runs[text[i]]
+		if r >= runDrop {
+			if r == runDrop {
+				continue
+			}
+			break
+		}
+		next := a.plain[state*plainSymbols+uint(r%plainSymbols)]
+		if next >= a.first {
+			break
+		}
+		state, last = uint(next), r
+		at += int32(in &^ (r / runWord)) // a word that ends
+		in = r / runWord
+	}
+	if i > 0 {
+		m.tags, m.flag, m.blind = 0, false, 0
+	}
+	if last != 0 {
+		m.state, m.at, m.inWord, m.space, m.fresh = uint16(state), at, in != 0, last == symSpace, false
+	}
+	return i
 }
 
 // white reports whether a raw byte is normalised to a space.
@@ -246,7 +269,7 @@ func (m *matcher) symbol(s byte, inWord, space bool) {
 		m.gluing = false
 		return
 	}
-	m.space = space
+	m.space, m.settled = space, true
 	if inWord != m.inWord {
 		m.edge(inWord)
 	}
@@ -293,19 +316,22 @@ func (m *matcher) hit(state uint16) {
 	reaches := m.a.reaches[e.from : e.from+e.count]
 	for i := range reaches {
 		r := &reaches[i]
-		at := int(r.at)
 		if r.gap >= 0 {
-			if m.armed[(at-1)/64]>>((at-1)%64)&1 == 0 {
+			at := r.at - 1
+			if m.armed[at/64]>>(at%64)&1 == 0 {
 				continue
 			}
-			before, start := m.reached[at-1], m.at+int32(r.start)
+			before, start := m.reached[at], m.at+int32(r.start)
 			if start <= before || start-before-1 > int32(r.gap) {
 				continue
 			}
 		}
-		m.armed[at/64] |= 1 << (at % 64)
-		m.reached[at] = m.at + int32(r.end)
-		m.found |= 1 << r.found // nothing, if that is 64
+		if r.found < 64 {
+			m.found |= 1 << r.found
+		} else {
+			m.armed[r.at/64] |= 1 << (r.at % 64)
+			m.reached[r.at] = m.at + int32(r.end)
+		}
 		if m.trail != nil {
 			m.trail.reach(r)
 		}
@@ -345,7 +371,7 @@ func (m *matcher) end() {
 	if m.inWord {
 		m.edge(false)
 	}
-	m.space = true
+	m.space, m.settled = true, false
 }
 
 // pause passes the end of an element after which another one may follow. The

@@ -177,11 +177,8 @@ func (v *view) decodeRun(w []byte, from, to int, hexOnly bool) {
 	// What stands before it may have run into it: the four ways to begin.
 	for skip := range min(4, len(plain)) {
 		p := plain[skip:]
-		if skip > 0 {
-			head := p[:min(len(p)&^3, 64)]
-			if n, err := base64.RawStdEncoding.Decode(out, head); err != nil || !readable(out[:n]) {
-				continue
-			}
+		if skip > 0 && !reads(out, p) {
+			continue
 		}
 		if len(p)%4 == 1 { // no encoder ends so: a stray character
 			p = p[:len(p)-1]
@@ -195,6 +192,18 @@ func (v *view) decodeRun(w []byte, from, to int, hexOnly bool) {
 			return
 		}
 	}
+}
+
+// reads reports whether some part of a run of base64 is text: what stands before it may be long.
+func reads(room, run []byte) bool {
+	const part, parts = 64, 8
+	for at := 0; at < len(run); at += max(part, len(run)/parts&^3) {
+		p := run[at:min(len(run)&^3, at+part)]
+		if n, err := base64.RawStdEncoding.Decode(room, p); err == nil && n*4 >= leastEncoded*3 && readable(room[:n]) {
+			return true
+		}
+	}
+	return false
 }
 
 // readable reports whether bytes look like ASCII text, or its UTF-16.

@@ -285,6 +285,11 @@ func (e *engine) observe(m types.RuleMetadata) error {
 		}
 	}
 	r.log, r.annotate = hasAction(lower, "log"), hasAction(lower, "annotate")
+	if asks, _ := ownOperator(raw); p == &e.answer && asks&roleMask != 0 {
+		return fail("the score of a role goes with requests; in a response ask for that of all, as in @sluiceScore 0.005")
+	} else if p == &e.answer && asks&(1<<kindAddress) != 0 {
+		return fail("address goes with requests: a streamed response cannot be held back for the words around a number")
+	}
 	if r.annotate && p == &e.answer {
 		return fail("annotate goes with requests: what it tells is sent before there is a response")
 	}

@@ -17,10 +17,14 @@ var entities = map[string]string{
 // unescape appends what text begins with, an escape or a byte, as what it
 // means, and returns how many bytes that was: more than one for an escape, none
 // of which becomes longer. It knows percent, HTML's entities, and the
-// backslashes of C, JSON and their kin.
+// backslashes of C, JSON and their kin. However often one of their own signs was
+// escaped, it becomes that sign at once, and what that begins is read next time.
 func unescape(dst, text []byte) ([]byte, int) {
 	switch text[0] {
 	case '%':
+		if n := again(text, "25"); n > 0 {
+			return append(dst, '%'), 1 + n
+		}
 		if len(text) > 2 && isHex(text[1]) && isHex(text[2]) {
 			return append(dst, unhex(text[1])<<4|unhex(text[2])), 3
 		}
@@ -30,11 +34,29 @@ func unescape(dst, text []byte) ([]byte, int) {
 			}
 		}
 	case '&':
+		if n := again(text, "amp;"); n > 0 {
+			return append(dst, '&'), 1 + n
+		}
 		return entity(dst, text)
 	case '\\':
+		if n := again(text, `\`); n > 0 {
+			return append(dst, '\\'), 1 + n
+		}
 		return backslash(dst, text)
 	}
 	return append(dst, text[0]), 1
+}
+
+// mostAgain is how often a sign of escapes may be escaped. Nobody nests as deep.
+const mostAgain = 32
+
+// again is how many bytes of what makes an escape's sign of itself follow it.
+func again(text []byte, self string) int {
+	n := 0
+	for n < mostAgain*len(self) && len(text)-1-n >= len(self) && string(text[1+n:1+n+len(self)]) == self {
+		n += len(self)
+	}
+	return n
 }
 
 func entity(dst, text []byte) ([]byte, int) {
@@ -79,7 +101,7 @@ func backslash(dst, text []byte) ([]byte, int) {
 	switch c := text[1]; {
 	case c == 'n' || c == 'r' || c == 't':
 		return append(dst, ' '), 2
-	case c == '"' || c == '\'' || c == '/' || c == '\\':
+	case c == '"' || c == '\'' || c == '/':
 		return append(dst, c), 2
 	case c == 'x' && len(text) > 3 && isHex(text[2]) && isHex(text[3]):
 		return append(dst, unhex(text[2])<<4|unhex(text[3])), 4

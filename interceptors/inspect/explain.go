@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sluicegate/sluice/interceptors/fields"
@@ -19,6 +20,9 @@ type Explanation struct {
 	Matched []Match `json:"matched"`
 	// Detectors are those that fired, by the names that rules give them.
 	Detectors []string `json:"detectors"`
+	// Thresholds are those of rules that ask for the score of this text, or of what is said in
+	// it in a role; of rules that a plan evaluates.
+	Thresholds []Threshold `json:"thresholds,omitempty"`
 	// Views are the text as the detectors read it, and each text that it stands
 	// for; at most 64.
 	Views []View `json:"views"`
@@ -29,6 +33,17 @@ type Match struct {
 	ID     int    `json:"id"`
 	Class  string `json:"class,omitempty"`
 	Shadow bool   `json:"shadow,omitempty"`
+}
+
+// Threshold is a score against the one from which on a rule matches.
+type Threshold struct {
+	Rule int `json:"rule"`
+	// Of is the argument of @sluiceScore: "0.005", "tool:0.01".
+	Of string `json:"of"`
+	// From is the score that it begins at.
+	From float64 `json:"from"`
+	// Score is the text's, or what is said in it in that role; 0 if nothing is.
+	Score float64 `json:"score"`
 }
 
 // View is one reading of a text.
@@ -78,6 +93,7 @@ func (p *Policy) Explain(role fields.Role, path string, value []byte) (Explanati
 	s.yield = nil
 	found := s.found
 	out.Detectors = append(out.Detectors, sortedDetectors(found&^scoreMask)...)
+	out.Thresholds = p.engine.request.thresholds(&t, s.scores)
 	if !s.over && p.engine.request.needed(found) {
 		t.found = found &^ scoreMask
 		if p.engine.request.reads(t.place)&scoreMask != 0 {
@@ -99,12 +115,32 @@ func (p *Policy) Explain(role fields.Role, path string, value []byte) (Explanati
 		out.Views = append(out.Views, View{
 			Text:    string(normal),
 			Phrases: sortedDetectors(s.found & phraseMask),
-			Score:   math.Round(float64(score)*1e4) / 1e4,
+			Score:   places4(score),
 			Pieces:  pieces(normal, logit),
 		})
 	}
 	return out, nil
 }
+
+// thresholds are those of the plan's rules for a text.
+func (p *plan) thresholds(t *text, scores [speakers]float32) (list []Threshold) {
+	for _, r := range p.rules {
+		if !slices.ContainsFunc(r.targets, func(x target) bool { return !x.names && x.takes(t) }) {
+			continue
+		}
+		for by, name := range speakerNames {
+			for i, rate := range scoreRates {
+				if r.mask&scoreOf(firstScore<<i, speaker(by)) != 0 {
+					list = append(list, Threshold{r.rule.id, name + strconv.FormatFloat(rate, 'g', -1, 64), places4(classify.Threshold(rate)), places4(scores[by])})
+				}
+			}
+		}
+	}
+	return list
+}
+
+// places4 rounds a score to four places.
+func places4(score float32) float64 { return math.Round(float64(score)*1e4) / 1e4 }
 
 // sortedDetectors are the names of detectors.
 func sortedDetectors(found uint64) (names []string) {

@@ -26,10 +26,29 @@ func nationalID(d []byte, shape string) bool {
 		return d[0] >= 4 && d[0] != 5 && weighted(d[:9], 10)%11 == (11-int(d[9]))%11
 	case "1 2 2 2 3 3 2":
 		return france(d)
+	case "3.4.4.2": // AHV, Switzerland
+		return value(d[:3]) == 756 && sum(d, "1313131313131")%10 == 0
+	case "4 6": // SVNR, Austria
+		return dayAndMonth(d[4:8]) && sum(d, "3790584216")%11 == int(d[3])
+	case "6/4": // rodné číslo, Czechia and Slovakia: women's months have 50 more, some 20
+		month := int(d[2]*10 + d[3])
+		return monthAndDay([]byte{byte(month % 50 % 20 / 10), byte(month % 50 % 20 % 10), d[4], d[5]}) && value(d)%11 == 0
+	case "6 5": // fødselsnummer, Norway
+		return norway(d)
+	case "6-5": // personas kods, Latvia
+		return dayAndMonth(d[:4]) && (1101-sum(d, "1637905842")-10*int(d[5]))%11 == int(d[10])
+	case "2-8-1": // CUIT, Argentina
+		return (11-sum(d, "5432765432")%11)%11 == int(d[10])
+	case "2.3.3-1": // RUT, Chile
+		return (11-sum(d, "32765432")%11)%11 == int(d[8])
+	case "1-4-5-2-1": // Thailand
+		return (11-weighted(d[:12], 13)%11)%10 == int(d[12])
 	case "":
 		switch len(d) {
 		case 11:
-			return pesel(d) || turkey(d)
+			return pesel(d) || turkey(d) || norway(d) || baltic(d) || dayAndMonth(d[:4]) && luhn(d) // AMKA, Greece
+		case 13:
+			return romania(d) || monthAndDay(d[2:6]) && d[10] <= 1 && luhn(d) // South Africa
 		case 15:
 			return france(d)
 		case 18:
@@ -37,6 +56,46 @@ func nationalID(d []byte, shape string) bool {
 		}
 	}
 	return false
+}
+
+// sum is that of the digits times the weights, single digits; those without one do not count.
+func sum(d []byte, weights string) (sum int) {
+	for i := range weights {
+		sum += int(d[i]) * int(weights[i]-'0')
+	}
+	return sum
+}
+
+func dayAndMonth(d []byte) bool { return monthAndDay([]byte{d[2], d[3], d[0], d[1]}) }
+
+// norway checks a day, a month and two check digits; ids that are given for a while have
+// 4 more in the first digit or the third one.
+func norway(d []byte) bool {
+	day, month := d[0], d[2]
+	if day > 3 {
+		day -= 4
+	}
+	if month > 3 {
+		month -= 4
+	}
+	return dayAndMonth([]byte{day, d[1], month, d[3]}) && sum(d, "3761894521")%11 == 0 && sum(d, "54327654321")%11 == 0
+}
+
+// baltic checks an isikukood of Estonia or Lithuania.
+func baltic(d []byte) bool {
+	check := sum(d, "1234567891") % 11
+	if check == 10 {
+		check = sum(d, "3456789123") % 11 % 10
+	}
+	return d[0] >= 1 && d[0] <= 6 && monthAndDay(d[3:7]) && check == int(d[10])
+}
+
+func romania(d []byte) bool {
+	check := sum(d, "279146358279") % 11
+	if check == 10 {
+		check = 1
+	}
+	return d[0] >= 1 && d[0] <= 8 && monthAndDay(d[3:7]) && check == int(d[12])
 }
 
 // weighted is the sum of digits times weights that fall from first on.
@@ -154,108 +213,4 @@ func china(d []byte, check byte) bool {
 	}
 	year := value(d[6:10])
 	return year >= 1900 && year < 2100 && monthAndDay(d[10:14]) && (12-sum%11)%11 == int(check)
-}
-
-// findLetteredIDs finds the ids that have letters: Spain's, Italy's, Finland's,
-// and China's that end in X.
-func findLetteredIDs(dst []span, text []byte) []span {
-	for i := 0; i < len(text); {
-		if !alnum(text[i]) {
-			i++
-			continue
-		}
-		end, letters, digits := i, 0, 0
-		for end < len(text) && (alnum(text[end]) || (text[end] == '-' || text[end] == '+') && end+1 < len(text) && alnum(text[end+1])) {
-			if digit(text[end]) {
-				digits++
-			} else {
-				letters++
-			}
-			end++
-		}
-		if w := text[i:end]; digits >= 7 && letters > 0 && len(w) <= 18 && (spain(w) || italy(w) || finland(w) || len(w) == 18 && digits == 17 && chinaX(w)) {
-			dst = append(dst, span{i, end, kindID})
-		}
-		i = end
-	}
-	return dst
-}
-
-// numbers are the values of a text of digits; nil if it has anything else.
-func numbers(w []byte) []byte {
-	d := make([]byte, len(w))
-	for i, c := range w {
-		if !digit(c) {
-			return nil
-		}
-		d[i] = c - '0'
-	}
-	return d
-}
-
-// spain checks a DNI, eight digits and a letter, or a NIE, which begins with X,
-// Y or Z.
-func spain(w []byte) bool {
-	last := w[len(w)-1] &^ 0x20
-	body := w[:len(w)-1]
-	if n := len(body); n > 1 && body[n-1] == '-' {
-		body = body[:n-1]
-	}
-	if len(body) != 8 {
-		return false
-	}
-	d := numbers(body[1:])
-	if d == nil {
-		return false
-	}
-	first := body[0]
-	switch {
-	case digit(first):
-		first -= '0'
-	case first|0x20 >= 'x' && first|0x20 <= 'z':
-		first = first | 0x20 - 'x'
-	default:
-		return false
-	}
-	return "TRWAGMYFPDXBNJZSQVHLCKE"[(uint64(first)*10_000_000+value(d))%23] == last
-}
-
-// italy checks a codice fiscale.
-func italy(w []byte) bool {
-	if len(w) != 16 {
-		return false
-	}
-	odd := [26]int{1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23}
-	sum := 0
-	for i, c := range w[:15] {
-		if digit(c) == (i < 6 || i == 8 || i == 11) || !alnum(c) {
-			return false
-		}
-		v := int(c - '0')
-		if letter(c) {
-			v = int(c&^0x20 - 'A')
-		}
-		if i%2 == 0 {
-			v = odd[v]
-		}
-		sum += v
-	}
-	return w[15]&^0x20 == byte('A'+sum%26)
-}
-
-// finland checks a henkilötunnus: "131052-308T".
-func finland(w []byte) bool {
-	if len(w) != 11 || w[6] != '-' && w[6] != '+' && (w[6] < 'A' || w[6] > 'F') {
-		return false
-	}
-	d := numbers(append(append(make([]byte, 0, 9), w[:6]...), w[7:10]...))
-	if d == nil || !monthAndDay([]byte{d[2], d[3], d[0], d[1]}) {
-		return false
-	}
-	return "0123456789ABCDEFHJKLMNPRSTUVWXY"[value(d)%31] == w[10]
-}
-
-func chinaX(w []byte) bool {
-	d := numbers(w[:17])
-	return d != nil && w[17]|0x20 == 'x' && china(d, 10)
 }

@@ -18,7 +18,7 @@
 // Beside Coraza's operators there are five of ours:
 //
 //	@sluicePhrases injection,extraction,jailbreak,exfiltration,tool,hidden,canary
-//	@sluicePersonal email,phone,card,iban,ssn,id,ip
+//	@sluicePersonal email,phone,card,iban,ssn,id,birth,ip,address
 //	@sluiceSecret privatekey,aws,github,token,assigned
 //	@sluiceStructure script,repetition,control
 //	@sluiceScore 0.005

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"container/list"
 	"slices"
 	"sync"
@@ -14,7 +15,10 @@ const tailBytes = 1 << 10
 
 // joinedKinds are what is looked for over elements and messages, too. Not what digits
 // alone are, or what a name before it makes of it: columns of numbers would be full of it.
-const joinedKinds = kindMask &^ (1<<kindID | 1<<kindAssigned)
+const joinedKinds = kindMask &^ (1<<kindID | 1<<kindBirth | 1<<kindAddress | 1<<kindAssigned)
+
+// longestPart is how long an element in the middle of a word may be. Chosen.
+const longestPart = 32
 
 // tail is the end of the prompts so far of an inference, or of a sequence.
 type tail struct {
@@ -57,17 +61,23 @@ func (p *part) joined(m *fields.Message, s *scratch, prompts int, hits uint64, s
 	before := len(p.tail.text)
 	row := append([]byte(nil), p.tail.text...)
 	ends := append([]int(nil), p.tail.ends...)
+	inWord := false // an element may be the middle of a word
 	for n := range m.Fields {
 		if f := &m.Fields[n]; placeOf(f.Role) == inPrompt && len(m.Bytes(f)) > 0 {
 			row = append(row, m.Bytes(f)...)
 			ends = append(ends, len(row))
+			inWord = inWord || len(m.Bytes(f)) <= longestPart && bytes.IndexByte(m.Bytes(f), ' ') < 0
 		}
 	}
 	s.start(len(row), mask)
 	if prompts > 1 || before > 0 {
+		if inWord && len(ends) > 2 && mask&surfaceMask != 0 {
+			s.match(row) // over more than one break in a word
+		}
 		s.show(row)
 		s.beneath(row, mask, 0)
 		s.judge(hits)
+		s.roles(row, mask)
 		p.note(inPrompt, s.score)
 		p.cross(m, before, s.spans, single)
 	}

@@ -226,10 +226,28 @@ func remap(text []byte, spans []span, step func(dst, text []byte) ([]byte, int))
 	}
 }
 
+// appendPlain appends the normalised form of the ASCII that text begins with to dst, and returns
+// what follows, and whether a space there is left out: it is after a space, and at the beginning.
+func (t *foldTable) appendPlain(dst, text []byte) (_, rest []byte, space bool) {
+	out := slices.Grow(dst, len(text))[:len(dst)+len(text)]
+	n, after, i := len(dst), 1, 0
+	for ; i < len(text) && text[i] < utf8.RuneSelf; i++ {
+		c := t.plain[text[i]]
+		if c == 0 {
+			continue
+		}
+		out[n] = c
+		blank := int(((uint32(c) ^ ' ') - 1) >> 31) // 1 for a space
+		n += 1 - blank&after
+		after = blank
+	}
+	return out[:n], text[i:], after == 1
+}
+
 // appendNormal appends the normalised text to dst.
 func appendNormal(dst, text []byte) []byte {
 	t := folds()
-	space := true // leading space is left out
+	dst, text, space := t.appendPlain(dst, text)
 	put := func(b byte) {
 		if b == ' ' && space {
 			return

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
 func normal(s string) string { return string(appendNormal(nil, []byte(s))) }
@@ -236,6 +238,15 @@ func TestNumbers(t *testing.T) {
 		{"10000000146", "id"}, {"10000000147", ""}, {"255081416802538", "id"}, {"255081416802539", ""}, {"11010519491231002X", "id"}, {"110105194912310021", ""},
 		{"12345678Z", "id"}, {"12345678-Z", "id"}, {"12345678A", ""}, {"X1234567L", "id"}, {"X1234567M", ""}, {"RSSMRA85T10A562S", "id"}, {"RSSMRA85T10A562T", ""},
 		{"131052-308T", "id"}, {"131052-308U", ""}, {"900101-1234567", ""}, {"86 095 742 719", "id"}, {"86 095 742 718", ""}, {"943 476 5919", "id"},
+		{"756.9217.0769.85", "id"}, {"756.9217.0769.84", ""}, {"1237 010180", "id"}, {"1238 010180", ""}, {"736028/5163", "id"}, {"736028/5164", ""},
+		{"01010750160", "id"}, {"010107 50160", "id"}, {"01010750161", ""}, {"161175-19997", "id"}, {"161175-19996", ""}, {"20-12345678-6", "id"}, {"20-12345678-7", ""},
+		{"12.345.678-5", "id"}, {"12.345.678-4", ""}, {"37605030299", "id"}, {"37605030298", ""}, {"1800101221144", "id"}, {"1800101221145", ""},
+		{"8001015009087", "id"}, {"8001015009088", ""}, {"1-1017-00230-70-8", "id"}, {"1-1017-00230-70-9", ""}, {"01013099997", "id"},
+		{"S1234567D", "id"}, {"S1234567E", ""}, {"A123456789", "id"}, {"A123456788", ""}, {"HEGG560427MVZRRL04", "id"}, {"HEGG560427MVZRRL05", ""},
+		{"passport number: X1234567", "id"}, {"part number: X1234567", ""}, {"my driver's license number is 5130634", "id"}, {"record label with license number 545345", ""},
+		{"BSN 111222333", "id"}, {"the card 060426070011", "card"}, {"the cart 060426070011", ""}, {"my handy: 176 1234567", "phone"},
+		{"DOB: 1980-03-12", "birth"}, {"date of birth 12/03/1980", "birth"}, {"geboren am 12.3.80", "birth"}, {"due 1980-03-12", ""}, {"born in 1980", ""},
+		{"date of birth 42/03/1980", ""}, {"born on 12 March 1980", ""},
 		{"503867297114", "card"}, {"503867297115", ""}, {"1234 5678 9012 3456", ""},
 	} {
 		var got []string
@@ -245,6 +256,31 @@ func TestNumbers(t *testing.T) {
 		if strings.Join(got, " ") != c.want {
 			t.Errorf("%q: %v, want %q", c.text, got, c.want)
 		}
+	}
+}
+
+// TestAddresses has addresses as they are written in several countries, and what of them is found.
+func TestAddresses(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"send it to Gartenstraße 7, please", "Gartenstraße 7"}, {"1 Hauptweg 12a", "Hauptweg 12a"}, {"Stormgata 5", "Stormgata 5"},
+		{"Rua Ana Caciola 1159, Lisboa", "Rua Ana Caciola 1159"}, {"la Calle de Alcalá 12", "Calle de Alcalá 12"}, {"Via Roma 3", "Via Roma 3"},
+		{"7 Elm Apt. 12", "7 Elm Apt. 12"}, {"Kesk 53\n Suite 343\n Pärnu", "53\n Suite 343"}, {"Apt. 391", "Apt. 391"}, {"P.O. Box 186", "P.O. Box 186"},
+		{"PSC 0272, Box 1651\nAPO AA 94530", "PSC 0272, Box 1651|APO AA 94530"}, {"Unit 7194 Box 5854", "Unit 7194 Box 5854"},
+		{"I live at 412 Monterey Ave.", "412 Monterey Ave"}, {"my address is 10 Old Mill Lane, Leeds", "10 Old Mill Lane"},
+		{"Holmes lodged at 221 Baker Street", ""}, {"my address has 3 parts", ""}, {"Creative Suite 6", ""}, {"read Unit 5 of the book", ""}, {"box 12", ""},
+		{"via 12 hops", ""}, {"Anna Karenina 1877", ""}, {"a subway 12", ""}, {"version 2.5.1", ""}, {"Street 1, 2, 3", ""}, {"", ""},
+	} {
+		var got []string
+		for _, s := range findSpans(nil, []byte(c.text), 1<<kindAddress) {
+			got = append(got, c.text[s.start:s.end])
+		}
+		if strings.Join(got, "|") != c.want {
+			t.Errorf("%q: %q, want %q", c.text, got, c.want)
+		}
+	}
+	_, err := New(&configv1.Inspect{Responses: true, Rules: `SecRule RESPONSE_ARGS "@sluicePersonal address" "id:1,phase:4,pass,redact"`}, "")
+	if err == nil || !strings.Contains(err.Error(), "address goes with requests") {
+		t.Error(err)
 	}
 }
 

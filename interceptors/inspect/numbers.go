@@ -4,12 +4,13 @@ import "bytes"
 
 // number is a run of digits in groups, with what separates them.
 type number struct {
-	start  int
-	digits [20]byte // their values
-	n      int
-	groups [20]group
-	count  int
-	plus   bool // a plus sign, or two zeros of an exit code, come before it
+	start   int
+	digits  [20]byte // their values
+	n       int
+	groups  [20]group
+	written [2 * mostGroups]byte // of the first ones, before each what separates it: their digits, as a digit
+	count   int
+	plus    bool // a plus sign, or two zeros of an exit code, come before it
 }
 
 type group struct {
@@ -42,6 +43,9 @@ func readNumber(text []byte, i int) (num number) {
 			return num
 		}
 		num.groups[num.count] = group{end: i, upTo: num.n, sep: sep}
+		if num.count < mostGroups {
+			num.written[2*num.count], num.written[2*num.count+1] = sep, byte('0'+num.n-from)
+		}
 		num.count++
 		if num.n == len(num.digits) || i+1 >= len(text) {
 			return num
@@ -61,20 +65,7 @@ func readNumber(text []byte, i int) (num number) {
 }
 
 // shape is how the first count groups are written: "3-2-4".
-func (num *number) shape(count int) string {
-	var b [2 * len(num.groups)]byte
-	s := b[:0]
-	before := 0
-	for i := range count {
-		g := &num.groups[i]
-		if i > 0 {
-			s = append(s, g.sep)
-		}
-		s = append(s, byte('0'+g.upTo-before))
-		before = g.upTo
-	}
-	return string(s)
-}
+func (num *number) shape(count int) string { return string(num.written[1 : 2*count]) }
 
 // findNumbers finds cards, phones, addresses and the ids that are numbers. What
 // can be checked is checked: a card by Luhn's digit, an id by its own.
@@ -143,8 +134,10 @@ func (num *number) kind(text []byte, k int, mask uint64) (kind, end int) {
 	switch {
 	case mask&(1<<kindIP) != 0 && plain && k == 4 && num.address(text):
 		return kindIP, end
-	case mask&(1<<kindCard) != 0 && plain && len(d) >= 12 && num.dashed(k) && cardPrefix(d) && luhn(d):
+	case mask&(1<<kindCard) != 0 && plain && len(d) >= 12 && (cardPrefix(d) || introduced(text, num.start, 3, cardWords)) && num.dashed(k) && luhn(d):
 		return kindCard, end
+	case mask&(1<<kindBirth) != 0 && plain && k == 3 && num.date() && introduced(text, num.start, 4, birthWords):
+		return kindBirth, end
 	case len(d) < 7:
 		return -1, end
 	}
@@ -158,7 +151,7 @@ func (num *number) kind(text []byte, k int, mask uint64) (kind, end int) {
 	switch {
 	case mask&(1<<kindSSN) != 0 && plain && (shape == "3-2-4" || shape == "3 2 4") && socialSecurity(d):
 		return kindSSN, end
-	case mask&(1<<kindID) != 0 && plain && nationalID(d, shape):
+	case mask&(1<<kindID) != 0 && plain && (nationalID(d, shape) || num.dashed(k) && introduced(text, num.start, 5, documentWords)):
 		return kindID, end
 	case mask&(1<<kindPhone) != 0 && num.phone(text, d, shape, k):
 		return kindPhone, end + extensionLength(text[end:])
@@ -192,6 +185,23 @@ func (num *number) address(text []byte) bool {
 		at = g.upTo
 	}
 	return num.groups[3].upTo >= 5 && (end+1 >= len(text) || text[end] != '.' || !digit(text[end+1]))
+}
+
+// date reports whether the first three groups are a date in numbers.
+func (num *number) date() bool {
+	var v [3]int
+	at := 0
+	for i, g := range num.groups[:3] {
+		if i > 0 && (g.sep != num.groups[1].sep || g.sep != '/' && g.sep != '-' && g.sep != '.') || g.upTo-at > 4 {
+			return false
+		}
+		v[i] = int(value(num.digits[at:g.upTo]))
+		at = g.upTo
+	}
+	if v[0] > 31 { // the year comes first
+		v[0], v[2] = v[2], v[0]
+	}
+	return v[0] >= 1 && v[1] >= 1 && v[0] <= 31 && v[1] <= 31 && min(v[0], v[1]) <= 12 && (v[2] < 100 || v[2] >= 1900 && v[2] < 2100)
 }
 
 // cardPrefix knows the ranges and lengths of the large issuers (ISO/IEC 7812).
@@ -273,33 +283,7 @@ func (num *number) phone(text, d []byte, shape string, k int) bool {
 	if d[0] == 0 && d[1] != 0 && n >= 9 && n <= 11 && k > 1 {
 		return true
 	}
-	return saysPhone(text[max(0, num.start-32):num.start]) && n <= 13
-}
-
-// saysPhone reports whether one of the three words before a number says that it
-// is one of a telephone.
-func saysPhone(before []byte) bool {
-	i := len(before)
-	for range 3 {
-		for i > 0 && !letter(before[i-1]) {
-			if i--; digit(before[i]) {
-				return false
-			}
-		}
-		var low [12]byte
-		n := len(low)
-		for i > 0 && n > 0 && letter(before[i-1]) {
-			i--
-			n--
-			low[n] = before[i] | 0x20
-		}
-		switch string(low[n:]) {
-		case "phone", "telephone", "tel", "call", "mobile", "mob", "fax", "cell", "cellphone", "whatsapp", "sms", "desk", "hotline", "dial",
-			"answering", "registered", "reach", "text":
-			return true
-		}
-	}
-	return false
+	return n <= 13 && introduced(text, num.start, 3, phoneWords)
 }
 
 // extension reports whether text begins with an extension, as in "x769".

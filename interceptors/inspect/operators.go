@@ -27,14 +27,16 @@ const (
 	oddScript
 	repetition
 	controls
-	firstScore // the score of the classifier is over the threshold for scoreRates[0], and so on
+	firstScore // the score of the classifier is over the threshold for scoreRates[0], and so on, for each speaker
 )
 
 // scoreRates are the arguments of @sluiceScore: shares of harmless texts. Beyond
 // them the classifier was not measured.
 var scoreRates = [...]float64{.05, .02, .01, .005, .002}
 
-const scoreMask = firstScore<<len(scoreRates) - firstScore
+// scoreMask covers them for each speaker: the score of the whole text, and of what is said in it
+// in each role (see roles.go).
+const scoreMask = firstScore<<(int(speakers)*len(scoreRates)) - firstScore
 
 // Masks of detectors by what they look at.
 const (
@@ -72,15 +74,25 @@ func kindClasses(secret bool) map[string]uint64 {
 var scoreClasses = func() map[string]uint64 {
 	m := make(map[string]uint64)
 	for i, rate := range scoreRates {
-		m[strconv.FormatFloat(rate, 'g', -1, 64)] = firstScore << i
+		for by, name := range speakerNames {
+			m[name+strconv.FormatFloat(rate, 'g', -1, 64)] = scoreOf(firstScore<<i, speaker(by))
+		}
 	}
 	return m
 }()
 
-// overRates are the detectors that a score of the classifier fires.
-func overRates(score float32) (found uint64) {
+// thresholds are the scores for scoreRates.
+var thresholds = func() (t [len(scoreRates)]float32) {
 	for i, rate := range scoreRates {
-		if score > classify.Threshold(rate) {
+		t[i] = classify.Threshold(rate)
+	}
+	return t
+}()
+
+// overRates are the detectors that a score of the classifier fires, of whole texts.
+func overRates(score float32) (found uint64) {
+	for i := range scoreRates {
+		if score > thresholds[i] {
 			found |= firstScore << i
 		}
 	}

@@ -51,15 +51,14 @@ func compilePhrases(phrases []phrase, spelled bool) (*automaton, error) {
 			if (spelled || view("ab") != "ab") && !p.latin() {
 				continue
 			}
-			a.steps += b.phrase(p, view, uint32(a.steps))
+			b.phrase(p, view, a)
 		}
 	}
 	return a, b.build(a)
 }
 
-// phrase adds a phrase whose steps are numbered from at, and returns how many
-// there are.
-func (b *builder) phrase(p phrase, view func(string) string, at uint32) int {
+// phrase adds a phrase.
+func (b *builder) phrase(p phrase, view func(string) string, a *automaton) {
 	last := len(p.words) - 1
 	for i := range p.words {
 		from, gap := i, int32(-1)
@@ -74,15 +73,17 @@ func (b *builder) phrase(p phrase, view func(string) string, at uint32) int {
 		if b.spelled && gap >= 0 {
 			gap = min(gap*lettersPerWord, distant-1)
 		}
-		s := step{at: at + uint32(i), gap: gap}
+		b.steps++
+		s := step{id: b.steps, at: uint16(a.steps), gap: gap}
 		if i == last {
 			s.found = p.found
+		} else {
+			a.steps++
 		}
 		for _, w := range p.words[from] {
 			b.add(w, view, s)
 		}
 	}
-	return len(p.words)
 }
 
 // lettersPerWord is how long the words are that may lie between two.
@@ -198,6 +199,7 @@ type builder struct {
 	entries map[string]*word // by their symbols, bytes as they are and edge as 0
 	keys    []string
 	symbol  map[byte]byte
+	steps   int // added so far
 }
 
 const edge = 0 // in a key; no normalised text has a zero byte
@@ -265,7 +267,7 @@ func (b *builder) enter(key []byte, w word, s step) {
 		b.keys = append(b.keys, string(key))
 	}
 	for i := range e.steps {
-		if e.steps[i].at == s.at {
+		if e.steps[i].id == s.id {
 			return
 		}
 	}
@@ -309,6 +311,23 @@ func (b *builder) build(a *automaton) error {
 			a.word[c] = e != '\'' && wordByte(e)
 		}
 	}
+	for c := range a.runs {
+		a.runs[c] = runEnds
+		switch {
+		case c >= utf8.RuneSelf:
+		case a.ascii[c] == symDrop:
+			a.runs[c] = runDrop
+		case a.ascii[c] < plainSymbols:
+			if a.runs[c] = a.ascii[c]; a.word[c] {
+				a.runs[c] |= runWord
+			}
+		}
+	}
+	inWord := make([]bool, stride) // of a symbol
+	inWord[symWord] = true
+	for c, s := range b.symbol {
+		inWord[s] = wordByte(c) && c != '\''
+	}
 
 	// The trie, then failure links in breadth-first order, which also complete
 	// the transitions.
@@ -338,10 +357,13 @@ func (b *builder) build(a *automaton) error {
 		}
 		nodes[at].words = append(nodes[at].words, b.entries[k])
 	}
+	// What no word begins with is the root, too, and tells what came last.
+	word, space := int32(len(nodes)), int32(len(nodes)+1)
+	nodes = append(nodes, node{symbol: symWord}, node{symbol: symSpace})
 	if a.steps > 1<<16 {
 		return fmt.Errorf("%d steps are more than an index of 16 bits holds", a.steps)
 	}
-	if len(nodes) > 1<<16-1 {
+	if len(nodes) >= passed {
 		return fmt.Errorf("%d states are more than a table of 16 bits holds", len(nodes))
 	}
 	full := make([]uint16, len(nodes)*stride)
@@ -362,6 +384,31 @@ func (b *builder) build(a *automaton) error {
 			row(at)[s] = uint16(to)
 			queue = append(queue, to)
 		}
+	}
+	copy(row(word), row(0))
+	copy(row(space), row(0))
+	queue = append(queue, word, space)
+	land := func(to int32, s byte) int32 { // after a symbol
+		switch {
+		case to != 0:
+			return to
+		case inWord[s]:
+			return word
+		case s == symSpace:
+			return space
+		}
+		return 0
+	}
+	move := func(at int32, s byte) (to int32, ends bool) {
+		last := nodes[at].symbol
+		switch {
+		case s == symSpace && last == symSpace:
+			return at, false
+		case s == symEdge || last == symEdge && at != 0 || inWord[s] == inWord[last]:
+			return land(int32(row(at)[s]), s), false
+		}
+		edge := int32(row(at)[symEdge])
+		return land(int32(row(edge)[s]), s), len(nodes[edge].words) > 0
 	}
 	// Number the states so that those with words come last, and else from the
 	// root: what text is made of most lies close together.
@@ -389,11 +436,16 @@ func (b *builder) build(a *automaton) error {
 	a.plain, a.other = make([]uint16, 0, len(nodes)*plainSymbols), make([]uint16, 0, len(nodes)*a.others)
 	for _, i := range order {
 		a.depth = append(a.depth, nodes[i].depth)
-		for s, to := range row(i) {
+		for s := range byte(stride) {
+			to, ends := move(i, s)
+			next := number[to]
+			if ends {
+				next = passed
+			}
 			if s < plainSymbols {
-				a.plain = append(a.plain, number[to])
+				a.plain = append(a.plain, next)
 			} else {
-				a.other = append(a.other, number[to])
+				a.other = append(a.other, next)
 			}
 		}
 		if words := nodes[i].words; len(words) > 0 {
@@ -417,7 +469,7 @@ func (a *automaton) ending(words []*word) (e ending) {
 		for i := len(w.steps) - 1; i >= 0; i-- { // later steps first: a word is one step only
 			s := &w.steps[i]
 			a.reaches = append(a.reaches, reach{
-				at: uint16(s.at), gap: int16(s.gap), start: end - int16(w.length) + 1, end: end,
+				at: s.at, gap: int16(s.gap), start: end - int16(w.length) + 1, end: end,
 				found: uint8(bits.TrailingZeros64(s.found)), size: w.size,
 			})
 			e.count++

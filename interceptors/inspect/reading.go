@@ -49,6 +49,7 @@ type scratch struct {
 	scored bool    // the classifier reads along
 	logit  float32 // the highest that it came to
 	score  float32
+	scores [speakers]float32 // of what is said in each role
 
 	buf     []byte
 	letters []byte
@@ -104,6 +105,7 @@ func (s *scratch) start(n int, mask uint64) {
 	s.found, s.spans, s.over = 0, s.spans[:0], false
 	s.work, s.limit = 0, maxWork*n+smallWork
 	s.scored, s.logit, s.score = mask&scoreMask != 0, float32(math.Inf(-1)), 0
+	s.scores = [speakers]float32{}
 }
 
 // judge ends the reading of a text for which the detectors in hits fired, too:
@@ -112,6 +114,7 @@ func (s *scratch) judge(hits uint64) {
 	if s.scored {
 		s.score = classify.Judge(s.logit, classify.Classes((s.found|hits)&phraseMask>>firstClass))
 		s.found |= overRates(s.score)
+		s.scores[anybody] = s.score
 	}
 }
 
@@ -130,6 +133,7 @@ func (s *scratch) whole(text []byte, mask uint64) {
 	s.start(len(text), mask)
 	s.layer(text, mask, 0)
 	s.judge(0)
+	s.roles(text, mask)
 }
 
 // layer reads a text: its surface and what is beneath.
@@ -230,13 +234,17 @@ func (s *scratch) beneath(text []byte, mask uint64, depth int) {
 	if depth == 0 && mask&structureMask != 0 {
 		s.found |= structure(text, mask)
 	}
-	if isFolded(text) {
+	if plain := isPlain(text); plain || isFolded(text) {
 		s.pieces(text, mask)
-		s.views(text, mask, depth)
+		if !plain {
+			s.views(text, mask, depth)
+		}
 		return
 	}
 	at := len(s.spans)
-	if big, ok := wide(text); ok && depth < maxDepth {
+	if big, ok := wide(text); ok && depth == maxDepth {
+		s.over = s.over || readable(text)
+	} else if ok {
 		out, mark := s.room(len(text) / 2 * 3)
 		s.layer(appendWide(out[:0], text, big), mask, depth+1)
 		s.buf = s.buf[:mark]

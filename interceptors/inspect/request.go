@@ -43,6 +43,7 @@ func (p *part) Request(m *fields.Message) error {
 			}
 			s.beneath(text, prompt, 0)
 			s.judge(0)
+			s.roles(text, prompt)
 			p.note(inPrompt, s.score)
 			for _, x := range s.spans {
 				single = append(single, span{read + x.start, read + x.end, x.kind})

@@ -112,7 +112,7 @@ func TestScoreIsThatOfViews(t *testing.T) {
 		if d := s.score - want; d > 1e-4 || d < -1e-4 {
 			t.Errorf("%q: score %v, of views %v", x, s.score, want)
 		}
-		if got := s.found & scoreMask; got != overRates(s.score) {
+		if got := s.found & allScores; got != overRates(s.score) {
 			t.Errorf("%q: score %v fires %b", x, s.score, got)
 		}
 	}

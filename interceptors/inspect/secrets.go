@@ -103,7 +103,7 @@ func findToken(dst []span, text []byte, start, end, digits int) []span {
 			for n < len(w) && n-body <= f.most && (tokenChar(w[n]) || f.dots && (w[n] == '.' || w[n] == '=' || w[n] == '~')) {
 				n++
 			}
-			if size := n - body; size < f.least || size > f.most || !random(w[body:n]) {
+			if size := n - body; size < f.least || size > f.most || !random(w[body:n]) || bytes.HasSuffix(w[body:n], []byte("EXAMPLE")) {
 				continue
 			}
 			return append(dst, span{start + p, start + n, f.kind})
@@ -194,7 +194,7 @@ func findAssigned(dst []span, text []byte, start, end int) []span {
 	case 2: // a header: any value is one
 		least = 8
 	}
-	if len(w) < least || len(w) > longestSecret || !random(w) || placeholder(w) {
+	if len(w) < least || len(w) > longestSecret || !random(w) || placeholder(w) || least > 8 && words(w) {
 		return dst
 	}
 	return append(dst, span{start, end, kindAssigned})
@@ -295,10 +295,36 @@ func secretName(name []byte) int {
 	return 0
 }
 
+// words reports whether a value is made of words, numbers and versions with signs between
+// them: the name of a file, a package or a machine.
+func words(w []byte) bool {
+	for len(w) > 0 {
+		letters, digits, turns := 0, 0, 0
+		i := 0
+		for ; i < len(w) && alnum(w[i]); i++ {
+			if digit(w[i]) {
+				digits++
+			} else {
+				if letters++; digits > 0 {
+					turns++
+				}
+			}
+		}
+		if i > 4 && letters > 0 && (turns > 0 || digits > 2) || letters > 24 || digits > 12 {
+			return false
+		}
+		if i < len(w) && strings.IndexByte("-_./:", w[i]) < 0 {
+			return false
+		}
+		w = w[min(i+1, len(w)):]
+	}
+	return true
+}
+
 // placeholder reports whether a value only stands for one.
 func placeholder(w []byte) bool {
 	low := bytes.ToLower(w)
-	for _, s := range []string{"${", "$(", "%(", "xxxx", "....", "****", "example.", "your", "changeme", "placeholder", "process.env", "os.environ", "getenv", "secrets.", "vault:", "localhost", "://", "password", "redacted"} {
+	for _, s := range []string{"${", "$(", "%(", "xxxx", "....", "****", "example", "your", "changeme", "placeholder", "process.env", "os.environ", "getenv", "secrets.", "vault:", "localhost", "://", "password", "redacted"} {
 		if bytes.Contains(low, []byte(s)) {
 			return true
 		}
@@ -344,6 +370,9 @@ func findPrivateKeys(dst []span, text []byte, kind int) []span {
 		stop := len(text) // without an end, all that follows
 		if n := bytes.Index(text[at:], end); n >= 0 {
 			stop = at + n
+			if bytes.IndexFunc(text[at+len("PRIVATE KEY"):stop], func(r rune) bool { return r < 0x80 && alnum(byte(r)) }) < 0 {
+				continue // none is there
+			}
 			if line := bytes.Index(text[stop+len(end):], []byte("-----")); line >= 0 && line < 40 {
 				stop += len(end) + line + 5
 			}

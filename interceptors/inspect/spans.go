@@ -18,7 +18,7 @@ var kinds = []struct {
 	name   string
 	secret bool
 }{
-	{"email", false}, {"card", false}, {"iban", false}, {"ssn", false}, {"phone", false}, {"ip", false}, {"id", false},
+	{"email", false}, {"card", false}, {"iban", false}, {"ssn", false}, {"phone", false}, {"ip", false}, {"id", false}, {"birth", false}, {"address", false},
 	{"privatekey", true}, {"aws", true}, {"github", true}, {"token", true}, {"assigned", true},
 }
 
@@ -31,6 +31,8 @@ const (
 	kindPhone
 	kindIP
 	kindID
+	kindBirth
+	kindAddress
 	kindPrivateKey
 	kindAWS
 	kindGitHub
@@ -39,7 +41,7 @@ const (
 )
 
 const (
-	numberKinds = 1<<kindCard | 1<<kindSSN | 1<<kindPhone | 1<<kindIP | 1<<kindID
+	numberKinds = 1<<kindCard | 1<<kindSSN | 1<<kindPhone | 1<<kindIP | 1<<kindID | 1<<kindBirth
 	secretKinds = 1<<kindPrivateKey | 1<<kindAWS | 1<<kindGitHub | 1<<kindToken | 1<<kindAssigned
 )
 
@@ -62,6 +64,9 @@ func findSpans(dst []span, text []byte, mask uint64) []span {
 	}
 	if mask&numberKinds != 0 {
 		dst = findNumbers(dst, text, mask, accounts)
+	}
+	if mask&(1<<kindAddress) != 0 {
+		dst = findAddresses(dst, text)
 	}
 	if mask&secretKinds != 0 {
 		dst = findSecrets(dst, text, mask)

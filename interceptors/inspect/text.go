@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"math"
 	"strconv"
 )
 
@@ -39,7 +38,7 @@ func (p *Policy) judgeAlone(t text) (Verdict, error) {
 		v.Verdict, v.Score = "deny", 1
 		return v, nil
 	}
-	v.Score = math.Round(float64(s.score)*1e4) / 1e4
+	v.Score = places4(s.score)
 	if t.found = s.found; e.request.reads(t.place)&scoreMask == 0 {
 		t.found &^= scoreMask
 	}

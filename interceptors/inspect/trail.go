@@ -47,11 +47,11 @@ func (t *trail) reach(r *reach) {
 	if r.gap >= 0 {
 		from = t.began[r.at-1]
 	}
-	t.began[r.at] = from
 	if r.found < 64 {
 		t.hits = append(t.hits, match{start: from.at, end: t.stop, found: 1 << r.found})
 		return
 	}
+	t.began[r.at] = from
 	for _, w := range t.waiting {
 		if w == uint32(r.at) {
 			return

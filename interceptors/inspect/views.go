@@ -11,7 +11,8 @@ const (
 	// glued is the length from which a run of letters may be several words, and
 	// longestGlued the one from which it is none.
 	glued, longestGlued = 14, 512
-	// maxDepth is how often what was decoded is decoded again.
+	// maxDepth is how often what was decoded is decoded again. What is encoded still
+	// is refused.
 	maxDepth = 3
 	// maxWork bounds the bytes of all texts that one text stands for, as a
 	// multiple of its own; smallWork is added so that short texts are not
@@ -44,8 +45,9 @@ func (s *scratch) views(text []byte, mask uint64, depth int) {
 		}
 		switch c {
 		case '%', '&', '\\':
-			if _, n := unescape(escaped[:0], text[i:]); n > 1 {
-				v.escapes++
+			if !v.escaped {
+				_, n := unescape(escaped[:0], text[i:])
+				v.escaped = n > 1
 			}
 		case '@', '$':
 			v.leets++
@@ -58,7 +60,7 @@ func (s *scratch) views(text []byte, mask uint64, depth int) {
 	v.closeSpelled()
 	v.closeGroups()
 	v.closeCodes()
-	if depth < maxDepth && v.escapes > 0 {
+	if v.escaped && (depth < maxDepth || legible(text)) {
 		v.unescaped() // where the rest is looked for, too
 		return
 	}
@@ -82,11 +84,11 @@ type view struct {
 	text    []byte
 	mask    uint64
 	depth   int
-	escapes int
-	leets   int // words with digits for letters; what is surely none counts half
-	spelled int // where in letters the run of single letters began, or -1
-	groups  run // of base64 in groups
-	codes   run // of character codes
+	escaped bool // there is an escape
+	leets   int  // words with digits for letters; what is surely none counts half
+	spelled int  // where in letters the run of single letters began, or -1
+	groups  run  // of base64 in groups
+	codes   run  // of character codes
 }
 
 // run is a run of words that may be parts of one encoding.
@@ -143,12 +145,10 @@ func (v *view) word(from, to int, kinds uint8) {
 	} else {
 		v.closeSpelled()
 	}
-	if v.depth < maxDepth {
-		v.code(from, to, kinds)
-		v.group(from, to, kinds)
-		if n >= leastEncoded && kinds&(isDigit|isUpper) != 0 {
-			v.decodeRun(w, from, to, kinds&notHex == 0)
-		}
+	v.code(from, to, kinds)
+	v.group(from, to, kinds)
+	if n >= leastEncoded && kinds&(isDigit|isUpper) != 0 {
+		v.decodeRun(w, from, to, kinds&notHex == 0)
 	}
 	switch {
 	case kinds&isMark != 0 && n >= 2*leastSpelled-1 && n <= longestGlued:
@@ -254,8 +254,13 @@ func (v *view) leet() {
 }
 
 // child reads what was decoded from a part of the text. Where something is to
-// be replaced in it, that is the whole part.
+// be replaced in it, that is the whole part. What is text still, and deeper than
+// is read, is too deep.
 func (v *view) child(text []byte, from, to int) {
+	if v.depth == maxDepth {
+		v.over = v.over || len(text) >= leastCodes && readable(text)
+		return
+	}
 	mark := len(v.spans)
 	v.layer(text, v.mask, v.depth+1)
 	var kinds uint64
@@ -272,6 +277,10 @@ func (v *view) child(text []byte, from, to int) {
 
 // unescaped reads the text with its escapes replaced by what they mean.
 func (v *view) unescaped() {
+	if v.depth == maxDepth {
+		v.over = true
+		return
+	}
 	out, mark := v.room(len(v.text))
 	out = out[:0]
 	for i := 0; i < len(v.text); {

@@ -14,6 +14,7 @@ package classify
 import (
 	_ "embed"
 	"math"
+	"math/bits"
 	"sync"
 )
 
@@ -125,6 +126,26 @@ const (
 // words say too little.
 const LeastAlone = 90
 
+// A text is as bad as its worst window and the whole of it, by these shares.
+// The window has more, since of a document that hides an attack little is one; the
+// whole has its part, since what is harmless in most places mostly is so in all.
+// The more windows a text has, the higher the worst of them is by chance: about with
+// the logarithm of their number.
+const (
+	WindowShare = 1.4
+	WholeShare  = .6
+
+	perFold = .1
+)
+
+// Crowd is what the sum of a text of so many blocks is lowered by.
+func Crowd(blocks int) float32 {
+	if blocks <= 2 {
+		return 0
+	}
+	return perFold * float32(math.Log(float64(blocks)/2))
+}
+
 // sums are the weights of a text so far.
 type sums struct {
 	model  *Model
@@ -137,6 +158,10 @@ type sums struct {
 
 func (s *sums) add(ids []uint32, size int, block bool) {
 	t, sum := s.model.table, s.block
+	for len(ids) >= 4 {
+		sum += int32(int8(t[ids[0]])) + int32(int8(t[ids[1]])) + int32(int8(t[ids[2]])) + int32(int8(t[ids[3]]))
+		ids = ids[4:]
+	}
 	for _, id := range ids {
 		sum += int32(int8(t[id]))
 	}
@@ -164,22 +189,20 @@ func (s *sums) close(size int) {
 // logit is the sum for the text that was written.
 func (s *scanner) logit(hits Classes) float32 {
 	m := s.sums.model
-	sum := s.sums.worst
+	sum := WindowShare * s.sums.worst
 	if s.length > 0 {
-		sum += float32(s.sums.whole) / Norm(s.length)
+		sum += WholeShare * float32(s.sums.whole) / Norm(s.length)
 	}
 	if s.length < few {
 		sum *= float32(s.length) / few
 	}
-	return m.bias + m.scale*sum + m.weigh(s.dense(hits))
+	return m.bias + m.scale*sum - Crowd(s.sums.blocks) + m.weigh(s.dense(hits))
 }
 
 // weigh is the sum of a set of dense features.
 func (m *Model) weigh(set uint64) (sum float32) {
-	for i := range m.dense {
-		if set>>i&1 != 0 {
-			sum += m.dense[i]
-		}
+	for ; set != 0; set &= set - 1 {
+		sum += m.dense[bits.TrailingZeros64(set)]
 	}
 	return sum
 }

@@ -197,7 +197,7 @@ func TestEncode(t *testing.T) {
 		whole += block
 		length += f.Sizes[i]
 	}
-	want := float64(w.Bias) + worst + whole/norm(length)
+	want := float64(w.Bias) + WindowShare*worst + WholeShare*whole/norm(length) - float64(Crowd(len(f.Ends)))
 	for _, d := range f.Dense {
 		want += float64(w.Dense[d])
 	}

@@ -92,7 +92,8 @@ const (
 	bufferSize  = 256
 	// perByte is how many features a byte makes that ends a word, at most: its own,
 	// the word's, and those of two steps of the skeleton and of pairs.
-	perByte = 1 + 9 + 2*5 + 2*(keptClasses-1)
+	// It leaves room for what a word makes before it ends.
+	perByte = 1 + 9 + 2*5 + 2*(keptClasses-1) + 2
 )
 
 // Multipliers: odd, without pattern (the fractions of the square roots of small
@@ -140,18 +141,20 @@ var kindOf = func() (t [256]uint8) {
 }()
 
 func (s *scanner) write(text []byte) {
-	recent, word, letters, n := s.recent, s.word, s.letters, s.n
-	foreign := 0
+	word, letters, n := s.word, s.letters, s.n
+	foreign, from := 0, 0           // of the block at hand
+	last := blockBytes - 1 - s.size // at which it ends, if not before
 	for i, c := range text {
-		if n > bufferSize-perByte {
-			s.n = n
-			s.flush(false)
-			n = 0
+		if s.sink != nil { // in the order of the text
+			if n > bufferSize-perByte {
+				s.n = n
+				s.flush(false)
+				n = 0
+			}
+			s.recent = s.recent<<8 | uint64(c)
+			s.ids[n] = byteID(s.recent)
+			n++
 		}
-		recent = recent<<8 | uint64(c)
-		s.ids[n] = bytesAt | uint32((recent&0xFFFFFFFF)*mulByte>>(64-byteBits))
-		n++
-		s.size++
 		kind := kindOf[c]
 		if kind&inWord != 0 && s.more == 0 {
 			if letters++; letters == 1 {
@@ -165,18 +168,45 @@ func (s *scanner) write(text []byte) {
 			foreign += int(c >> 7)
 		} else if kind != nothing || s.more > 0 || letters == 0 {
 			s.word, s.letters, s.n = word, letters, n
+			if n > bufferSize-perByte {
+				s.flush(false)
+			}
 			s.edge(c, kind, s.length+i+1)
 			word, letters, n = s.word, s.letters, s.n
+			if s.count >= blockWords {
+				last = i
+			}
 		}
-		if s.size >= blockBytes || s.count >= blockWords {
+		if i >= last {
 			s.n = n
+			s.bytes(text[from : i+1])
 			s.flush(true)
-			n = 0
+			n, from, last = 0, i+1, i+blockBytes
 		}
 	}
-	s.recent, s.word, s.letters, s.n = recent, word, letters, n
+	s.word, s.letters, s.n = word, letters, n
+	s.bytes(text[from:])
 	s.length += len(text)
 	s.foreign += foreign
+}
+
+// bytes takes the features of bytes of the block at hand.
+func (s *scanner) bytes(text []byte) {
+	s.size += len(text)
+	if s.sink != nil {
+		return
+	}
+	t, recent, sum := s.sums.model.table, s.recent, s.sums.block
+	for _, c := range text {
+		recent = recent<<8 | uint64(c)
+		sum += int32(int8(t[byteID(recent)]))
+	}
+	s.recent, s.sums.block = recent, sum
+}
+
+// byteID is the feature of the last bytes.
+func byteID(recent uint64) uint32 {
+	return bytesAt | uint32((recent&0xFFFFFFFF)*mulByte>>(64-byteBits))
 }
 
 // edge takes a byte that ends a word or is a word by itself, or a part of one
@@ -284,9 +314,11 @@ func (s *scanner) step(class uint8) {
 	k := s.skeleton<<8 | uint64(class)
 	s.skeleton = k
 	ids := s.ids[s.n : s.n+5 : s.n+5]
-	for i := range ids {
-		ids[i] = skeletonAt | uint32((k<<(56-8*i)|uint64(i))*mulTriple>>(64-skeletonBits))
-	}
+	ids[0] = skeletonAt | uint32(k<<56*mulTriple>>(64-skeletonBits))
+	ids[1] = skeletonAt | uint32((k<<48|1)*mulTriple>>(64-skeletonBits))
+	ids[2] = skeletonAt | uint32((k<<40|2)*mulTriple>>(64-skeletonBits))
+	ids[3] = skeletonAt | uint32((k<<32|3)*mulTriple>>(64-skeletonBits))
+	ids[4] = skeletonAt | uint32((k<<24|4)*mulTriple>>(64-skeletonBits))
 	s.n += len(ids)
 }
 

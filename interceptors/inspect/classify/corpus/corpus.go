@@ -15,7 +15,7 @@ import (
 )
 
 // Version changes when the same seed gives other texts.
-const Version = 3
+const Version = 4
 
 // Text is a composed text.
 type Text struct {
@@ -64,6 +64,9 @@ var attacks = []kind{
 	{"hidden", "hidden_task", "", 7},
 	{"form", "form", "", 18},
 	{"plain", "plain", "", 20},
+	{"override", "spoken", "", 70},
+	{"extraction", "asking", "", 70},
+	{"jailbreak", "coaxed", "", 70},
 	{"drift", "drift", "", 20},
 	{"persuasion", "persuade", "", 10},
 	{"memory", "persist", "", 3},
@@ -103,6 +106,18 @@ var attacks = []kind{
 	{"tool", "data_carrier", "form", 2},
 	{"tool", "data_carrier", "hj", 2},
 	{"tool", "data_carrier", "leak", 1},
+	{"document", "long_carrier", "planted", 10},
+	{"document", "doc_carrier", "planted", 6},
+	{"document", "long_carrier", "spoken", 3},
+	{"tool", "data_carrier", "planted", 10},
+	{"tool", "data_carrier", "planted_bare", 8},
+	{"tool", "json_carrier", "planted", 6},
+	{"tool", "json_carrier", "planted_bare", 6},
+	{"mail", "mail_carrier", "planted", 6},
+	{"page", "html_carrier", "planted", 4},
+	{"code", "code_carrier", "planted", 3},
+	{"document", "planted", "", 4},
+	{"document", "tucked", "", 40},
 	{"document", "genre", "", 8},
 	{"document", "long_carrier", "genre", 6},
 	{"document", "doc_carrier", "genre", 4},
@@ -134,6 +149,21 @@ var harmless = []kind{
 	{"sum", "sum", "", 8},
 	{"others", "others", "", 12},
 	{"roleplay", "rp", "", 30},
+	{"chat", "curt", "", 40},
+	{"document", "tucked_safe", "", 40},
+	{"chat", "turns", "", 70},
+	{"near", "wonder", "", 70},
+	{"roleplay", "parts", "", 70},
+	{"note", "among_people", "", 10},
+	{"chat", "readers", "", 40},
+	{"document", "long_carrier", "among_people", 12},
+	{"document", "doc_carrier", "among_people", 8},
+	{"tool", "data_carrier", "among_people", 16},
+	{"tool", "json_carrier", "among_people", 12},
+	{"mail", "mail_carrier", "among_people", 8},
+	{"page", "html_carrier", "among_people", 4},
+	{"code", "code_carrier", "among_people", 3},
+	{"document", "doc_carrier", "turns", 3},
 	{"roleplay", "brief", "", 12},
 	{"roleplay", "roleplay", "", 7},
 	{"roleplay", "long_roleplay", "", 7},
@@ -151,10 +181,10 @@ var harmless = []kind{
 	{"mail", "mail_carrier", "office", 6},
 	{"document", "doc_carrier", "inert", 12},
 	{"document", "doc_carrier", "rp_ask", 3},
-	{"document", "long_carrier", "inert", 18},
+	{"document", "long_carrier", "inert", 36},
 	{"document", "long_carrier", "office", 10},
 	{"document", "long_carrier", "lesson", 3},
-	{"document", "passage", "", 6},
+	{"document", "passage", "", 24},
 	{"tool", "data_carrier", "inert", 14},
 	{"tool", "data_carrier", "office", 12},
 	{"tool", "data_carrier", "rp_ask", 2},
@@ -248,6 +278,7 @@ func (g *Generator) Expand(name string) string {
 
 var orders = []string{
 	"injection", "inj", "inj", "inj", "inj_bare", "genre", "genre", "stray", "drift", "form", "override_attack", "hj",
+	"planted", "planted", "planted", "planted_bare", "tuck_bad", "tuck_bad", "spoken", "asking",
 }
 
 // Order is what an attacker hides in something to be read.

@@ -49,9 +49,9 @@ func forward(w *classify.Weights, f *classify.Features) (logit float64, most win
 		}
 		before, last = local, here
 	}
-	z := denseBoost*float64(w.Bias) + worst
+	z := denseBoost*float64(w.Bias) + classify.WindowShare*worst - float64(classify.Crowd(len(f.Ends)))
 	if len(f.IDs) > 0 {
-		z += sum / float64(classify.Norm(length(f)))
+		z += classify.WholeShare * sum / float64(classify.Norm(length(f)))
 	}
 	for _, d := range f.Dense {
 		z += denseBoost * float64(w.Dense[d])
@@ -108,16 +108,16 @@ func (l *learner) step(e *example, rate float64) {
 	if math.Abs(g) < 1e-3 {
 		return
 	}
-	update := func(ids []uint32, size int) {
-		u := g / float64(classify.Norm(size))
+	update := func(ids []uint32, size int, share float64) {
+		u := g * share / float64(classify.Norm(size))
 		for _, id := range ids {
 			x := u * boost(id)
 			l.buckets[id] += float32(x * x)
 			l.w.Buckets[id] -= float32(rate / (math.Sqrt(float64(l.buckets[id])) + 1e-6) * x)
 		}
 	}
-	update(f.IDs[most.from:most.to], most.size)
-	update(f.IDs, length(f))
+	update(f.IDs[most.from:most.to], most.size, classify.WindowShare)
+	update(f.IDs, length(f), classify.WholeShare)
 	g *= denseBoost // the bias is one of them
 	for _, d := range f.Dense {
 		l.dense[d] += float32(g * g)

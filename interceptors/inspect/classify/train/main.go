@@ -147,8 +147,8 @@ a text says is true.
 ## What it was trained on
 
 - Version %d of the generator in corpus, seed %d: %d attacks and %d harmless texts. Written from knowledge of the
-  techniques; English and 14 more languages. Few lines have six words in a row in common with a text below (3 of 5,200 when
-  it was last looked at). Harmless texts weigh more than attacks: real ones twelve times, composed ones twice.
+  techniques; English and 14 more languages. Of 4,000 texts of each of its files of whole sentences, 0 to 3 %% had six
+  words in a row in common with a text below: turns of phrase such as "for the rest of this conversation". Harmless texts weigh more than attacks: real ones twelve times, composed ones twice.
 - %d mixtures: composed injections (and, as often, harmless sentences) in real documents, real attacks in composed
   tool results, e-mails, pages and code.
 - %d real texts of public collections, none of which is in the repository. Encoded ones (base64 and the like) only
@@ -174,7 +174,11 @@ were read while the phrases of the rules and the first version of the generator 
 sixty of the attacks were read before its classes of words were written (which know "confines" and "dan" as a result),
 and the errors of one run after that. An earlier version of the generator followed forms of attack
 from here, and had .74, .70 and .65 in the mean; nearly all that shared a run of words with these texts was rewritten or
-left out since. The weights of harmless texts, and the number of composed ones, were chosen among three each by this table; the
+left out since. For version 4 (whole sentences, as people say them; documents with an order tucked in) sixty harmless texts
+that the model flagged were read, once; lines that came out like one of them were written anew. How much the worst
+window counts was chosen among five by these tables, how often the new kinds are drawn among three. The probe of package
+inspect was scored some fifteen times meanwhile, as sums for each of its categories; how much of what is short is harmless
+was set so. Another seed moves the mean by .01 to .02. The weights of harmless texts, and the number of composed ones, were chosen among three each by this table; the
 table of composed texts does not show the weight of real ones. How much short texts are held back was
 chosen after "go on" and "continue" had been refused. So texts of other collections are the only fair test.
 

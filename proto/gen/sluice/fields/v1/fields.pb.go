@@ -100,7 +100,7 @@ const (
 	Role_ROLE_BATCH Role = 24
 	// What makes the model server reach for something that cannot be seen here: a
 	// file, another host, memory that is shared. A request that has it is refused.
-	// message, string, bytes, number, bool.
+	// Any field but a map.
 	Role_ROLE_FORBIDDEN Role = 25
 	// A tensor of an Open Inference Protocol message. message, repeated.
 	Role_ROLE_TENSOR Role = 32
