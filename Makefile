@@ -54,7 +54,7 @@ demo: build ## Run the demo; ARGS=--once ends it after the script
 .PHONY: generate
 generate: ## Regenerate proto/gen and the embedded descriptors
 	$(TOOL) buf generate
-	$(TOOL) buf build --path proto/inference --path proto/fmaas --path proto/vllm --as-file-descriptor-set \
+	$(TOOL) buf build --path proto/inference --path proto/fmaas --path proto/vllm --path proto/sglang --as-file-descriptor-set \
 		--exclude-source-info -o interceptors/dialect/apis.binpb
 	$(TOOL) buf generate --template examples/yourproto/buf.gen.yaml
 	$(TOOL) buf build --path examples/yourproto/proto/acme --as-file-descriptor-set --exclude-source-info \

@@ -70,7 +70,7 @@ func (r *restarting) again() {
 }
 
 // load makes calls of both kinds until it is stopped, and gives what came of them.
-func (g *gate) load(callers int) (stop func() (ok, failed int64, errs []error)) {
+func (g *gate) load(callers int, o ...grpc.DialOption) (stop func() (ok, failed int64, errs []error)) {
 	ctx, cancel := context.WithCancel(ctx(g.t))
 	var wg sync.WaitGroup
 	var good, bad atomic.Int64
@@ -78,7 +78,7 @@ func (g *gate) load(callers int) (stop func() (ok, failed int64, errs []error)) 
 	var errs []error
 	over := make(chan struct{})
 	for n := range callers {
-		c := g.client()
+		c := g.client(o...)
 		kind := []string{"unary", "stream"}[n%2]
 		wg.Go(func() {
 			for {

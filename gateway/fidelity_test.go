@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -21,7 +22,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/config"
+	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/telemetry"
 	"github.com/sluicegate/sluice/proto/gen/inference"
 )
@@ -425,4 +428,43 @@ func appendVarint(b []byte, v uint64) []byte {
 		b = append(b, byte(v)|0x80)
 	}
 	return append(b, byte(v))
+}
+
+// behind is a context whose deadline passed and whose timer has not fired yet.
+type behind struct{ context.Context }
+
+func (behind) Deadline() (time.Time, bool) { return time.Now().Add(-time.Millisecond), true }
+
+// unsent takes a trailer nowhere.
+type unsent struct{ grpc.ServerStream }
+
+func (unsent) SetTrailer(metadata.MD) {}
+
+// A model server may end a call at its deadline, with CANCELLED, a little before our own
+// timer does: Triton does.
+func TestAModelServerMayBeFirstToSeeTheDeadline(t *testing.T) {
+	d, err := dialect.Triton(dialect.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := interceptors.New([]*interceptors.Backend{{Name: "b", Dialect: d}})
+	failed := func(ctx context.Context, code codes.Code) error {
+		call, err := chain.Begin(ctx, interceptors.CallInfo{FullMethod: inference.GRPCInferenceService_ModelInfer_FullMethodName})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer call.End(nil)
+		return new(upstream).failed(&forwarding{call: call, ss: unsent{}}, status.Error(code, "of the server"), nil, metadata.Pairs("x", "y"))
+	}
+	if err := failed(behind{t.Context()}, codes.Canceled); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("CANCELLED after the deadline: got %v", err)
+	}
+	if err := failed(behind{t.Context()}, codes.InvalidArgument); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("INVALID_ARGUMENT after the deadline: got %v", err)
+	}
+	long, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if err := failed(long, codes.Canceled); status.Code(err) != codes.Canceled {
+		t.Errorf("CANCELLED before the deadline: got %v", err)
+	}
 }

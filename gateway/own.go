@@ -33,7 +33,7 @@ func Own(l *configv1.Listener) (*interceptors.Backend, error) {
 	}
 	if l.GetAdminApi() {
 		files = append(files, durationpb.File_google_protobuf_duration_proto, timestamppb.File_google_protobuf_timestamp_proto,
-			adminv1.File_sluice_admin_v1_admin_proto, adminv1.File_sluice_admin_v1_pools_proto)
+			adminv1.File_sluice_admin_v1_admin_proto, adminv1.File_sluice_admin_v1_pools_proto, adminv1.File_sluice_admin_v1_endpoints_proto)
 	}
 	set := new(descriptorpb.FileDescriptorSet)
 	for _, f := range files {

@@ -32,6 +32,7 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 		FullMethod: method,
 		Peer:       interceptors.PeerFrom(ctx),
 		Metadata:   headerOf(ctx),
+		Cancel:     func(why error) { finish(w, why) }, // which ends the stream's context
 	})
 	if err != nil {
 		finish(w, err)
@@ -39,7 +40,6 @@ func (g *Gateway) handle(_ any, ss grpc.ServerStream) (err error) {
 	}
 	c := &forwarding{g: g, rt: rt, call: call, ss: ss}
 	c.in = receiver{wire: w, limit: rt.guard.MaxMessageBytes(), pool: g.pool}
-	call.OnAbort(func() { finish(w, context.Cause(call.Context())) })
 	defer func() {
 		if v := recover(); v != nil {
 			err = interceptors.Recovered("gateway", v)
@@ -83,7 +83,7 @@ func headerOf(ctx context.Context) metadata.MD {
 // that is why, and whatever error that led to is not.
 func (c *forwarding) outcome(err error) error {
 	var d *interceptors.Denial
-	cause := context.Cause(c.call.Context())
+	cause := c.call.Cause()
 	switch {
 	case err == nil || cause == nil:
 		return err
@@ -136,7 +136,7 @@ func (c *forwarding) unary() error {
 		err = i.Wait(call.Context())
 	}
 	if err == nil && !i.Hand() {
-		err = context.Cause(call.Context())
+		err = call.Cause()
 	}
 	if err != nil {
 		e.Release()
@@ -150,6 +150,8 @@ func (c *forwarding) unary() error {
 		grpc.ForceCodecV2(up.codec), acceptGzip, grpc.Header(&header), grpc.Trailer(&trailer))
 	req.free()
 	i.Place(c.at.Address(), nil)
+	call.Reported(header)
+	call.Reported(trailer)
 	if err != nil {
 		resp.free() // there is one if a second came
 		err = up.failed(c, err, header, trailer)
@@ -168,7 +170,10 @@ func (c *forwarding) unary() error {
 	}
 	passTrailer(ss, trailer)
 	resp.data = out.Encode()
-	err = ss.SendMsg(&resp)
+	if err = call.Cause(); err == nil {
+		call.End(nil) // before the answer, so that answer and status go out in one write
+		err = ss.SendMsg(&resp)
+	}
 	resp.free()
 	return err
 }
@@ -206,7 +211,7 @@ func (c *forwarding) stream() (err error) {
 	select {
 	case <-c.opened:
 	case <-call.Context().Done():
-		return context.Cause(call.Context())
+		return call.Cause()
 	}
 	switch {
 	case c.err != nil:
@@ -227,11 +232,12 @@ func (c *forwarding) stream() (err error) {
 				return refused
 			}
 			trailer := c.cs.Trailer()
+			call.Reported(trailer)
 			if !errors.Is(err, io.EOF) {
 				header, _ := c.cs.Header()
 				return c.up.failed(c, err, header, trailer)
 			}
-			if cause := context.Cause(call.Context()); cause != nil {
+			if cause := call.Cause(); cause != nil {
 				return cause
 			}
 			if responses == 0 && !call.Method.ServerStreams {

@@ -6,8 +6,11 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
+	"github.com/sluicegate/sluice/interceptors/config"
+	"github.com/sluicegate/sluice/interceptors/identity"
 	"github.com/sluicegate/sluice/proto/gen/inference"
 )
 
@@ -102,6 +105,70 @@ func TestSequencesStay(t *testing.T) {
 		t.Errorf("begun anew: %v", err)
 	}
 	g.unloaded()
+}
+
+// Two callers' sequences of one name have nothing to do with one another: that one is
+// lost is told to each.
+func TestSequencesAreTheCallers(t *testing.T) {
+	source := identities(t)
+	var addresses []string
+	var running []*grpc.Server
+	var mu sync.Mutex
+	last := -1 // the server that was asked last
+	for n := range 2 {
+		s := grpc.NewServer()
+		inference.RegisterGRPCInferenceServiceServer(s, &sequenced{seen: func(string) {
+			mu.Lock()
+			defer mu.Unlock()
+			last = n
+		}})
+		running = append(running, s)
+		addresses = append(addresses, serve(t, s))
+	}
+	g := openWith(t, fmt.Sprintf(`
+identity: {development: {trust_domain: gate.test}, rules: [{principals: ["spiffe://gate.test/*"], methods: [inference], models: ["*"]}]}
+backends: [{name: model, dialect: DIALECT_TRITON, plaintext: true, addresses: ["%s", "%s"]}]
+`, addresses[0], addresses[1]), config.Options{Source: source("/gateway")})
+	as := func(who string) func(id int64) error {
+		c := g.client(grpc.WithTransportCredentials(identity.ClientCredentials(source(who), spiffeid.MatchAny(), nil)))
+		return func(id int64) error {
+			_, err := c.ModelInfer(ctx(t), ask("m", "", "hello", number("sequence_id", id)))
+			return err
+		}
+	}
+	alice, bob := as("/alice"), as("/bob")
+	if err := alice(1000); err != nil { // now it is connecting
+		t.Fatal(err)
+	}
+	g.ready(2)
+	var shared int64 // a name whose sequences are at the same server, by chance
+	apart := false
+	for id := int64(1); shared == 0 || !apart; id++ {
+		if id > 100 {
+			t.Fatal("no name is at one server for both, or all are")
+		}
+		var at [2]int
+		for n, call := range []func(int64) error{alice, bob} {
+			if err := call(id); err != nil {
+				t.Fatal(err)
+			}
+			mu.Lock()
+			at[n] = last
+			mu.Unlock()
+		}
+		switch {
+		case at[0] != at[1]:
+			apart = true
+		case at[0] == 0:
+			shared = id
+		}
+	}
+	running[0].Stop()
+	g.ready(1)
+	for who, call := range map[string]func(int64) error{"alice": alice, "bob": bob} {
+		g.eventually(who+" is told", func() bool { return reasonOf(call(shared)) == "Unavailable SEQUENCE_LOST" })
+		expect(t, who+", begun anew", call(shared), "OK")
+	}
 }
 
 // sequenced answers, and tells of the sequences that it sees.

@@ -126,14 +126,20 @@ func (c *forwarding) place(i *interceptors.Inference) (weight int64) {
 	c.at.Context = forwarded(c.call)
 	if i.Sequence != "" {
 		c.at.Sequence = sequenceOf(i)
+		if endpoints.Controlled(c.rt.upstreams[i.Backend].config) {
+			c.at.Context = metadata.AppendToOutgoingContext(c.at.Context, endpoints.SequenceHeader, endpoints.SequenceHash(c.at.Sequence))
+		}
 	}
 	weight = weightOf(i)
 	c.at.Hold(weight)
 	return weight
 }
 
-// sequenceOf is what a sequence is remembered by.
-func sequenceOf(i *interceptors.Inference) string { return i.Model + "\x00" + i.Sequence }
+// sequenceOf is what a sequence is remembered by. That of another caller is another
+// one: nobody learns of it, is told in its stead that it is lost, or holds it back.
+func sequenceOf(i *interceptors.Inference) string {
+	return i.Call.Principal + "\x00" + i.Model + "\x00" + i.Sequence
+}
 
 // weightOf is how much of a server an inference takes: its permits, or one.
 func weightOf(i *interceptors.Inference) int64 {
@@ -186,7 +192,7 @@ func (c *forwarding) served(header, trailer metadata.MD) {
 // grpc-go says would tell addresses and has no reason, and does not pass.
 func (u *upstream) failed(c *forwarding, err error, header, trailer metadata.MD) error {
 	call, ss := c.call, c.ss
-	if cause := context.Cause(call.Context()); cause != nil {
+	if cause := call.Cause(); cause != nil {
 		return cause // we gave it up
 	}
 	var last interface {
@@ -200,6 +206,8 @@ func (u *upstream) failed(c *forwarding, err error, header, trailer metadata.MD)
 	switch {
 	case c.at.Lost():
 		return sequenceLost()
+	case s.Code() == codes.Canceled && late(call.Context()):
+		return context.DeadlineExceeded // the model server's clock was a little faster than ours
 	case ofTransport(s, header, trailer):
 		if s.Code() != codes.DeadlineExceeded && s.Code() != codes.ResourceExhausted {
 			c.ended = endpoints.Failed
@@ -229,8 +237,18 @@ func (u *upstream) failed(c *forwarding, err error, header, trailer metadata.MD)
 	return err
 }
 
+// late reports whether the deadline has passed: the timer that ends the context may
+// be behind.
+func late(ctx context.Context) bool {
+	d, ok := ctx.Deadline()
+	return ok && !time.Now().Before(d)
+}
+
 // lost says what became of a call that the model server did not end itself.
 func (u *upstream) lost(s *status.Status) error {
+	if s.Code() == codes.Unavailable {
+		u.servers.Unavailable(s.Message())
+	}
 	switch text := s.Message(); {
 	case s.Code() == codes.DeadlineExceeded:
 		return context.DeadlineExceeded // the transport saw it first

@@ -46,9 +46,9 @@ type Call struct {
 
 	chain      *Chain
 	ctx        context.Context
-	cancel     context.CancelCauseFunc
-	onAbort    atomic.Pointer[func()]
-	expects    atomic.Bool // the door waits for the caller's first message
+	cancel     context.CancelCauseFunc // nil where the door has Cancel
+	aborted    atomic.Pointer[error]   // the first reason, if the context did not end before
+	expects    atomic.Bool             // the door waits for the caller's first message
 	parts      []callPart
 	partsSpace [6]callPart
 
@@ -123,35 +123,37 @@ func (c *Call) behind(i *Inference) int {
 
 // Context is the context of the call. It carries what policies put into it
 // with SetContext, and ends when the caller goes away, its deadline passes or
-// the call is aborted; context.Cause then says why.
+// the call is aborted; Cause says why.
 func (c *Call) Context() context.Context { return c.ctx }
 
 // SetContext replaces the context by one derived from it. Only a policy's Begin
 // may do so.
 func (c *Call) SetContext(ctx context.Context) { c.ctx = ctx }
 
+// Cause says why the call's context has ended, or is about to: the error that it was
+// aborted with, or else what context.Cause says; nil while the call goes on.
+func (c *Call) Cause() error { return c.causeOf(c.ctx) }
+
+// causeOf is Cause for a context that comes of the call's.
+func (c *Call) causeOf(ctx context.Context) error {
+	if err := c.aborted.Load(); err != nil {
+		return *err
+	}
+	return context.Cause(ctx)
+}
+
 // Abort ends the call from outside, with a denial or another error: its
-// context is cancelled and the door answers with the error. Safe at any time.
+// context is cancelled and the door answers with the error. Safe at any time; only
+// the first Abort counts, and none once the context has ended.
 func (c *Call) Abort(err error) {
+	if c.ctx.Err() != nil || !c.aborted.CompareAndSwap(nil, &err) {
+		return
+	}
+	if c.cancel == nil {
+		go c.Cancel(err)
+		return
+	}
 	c.cancel(err)
-	c.tellAbort()
-}
-
-// OnAbort has f called when the call is aborted, on a goroutine of its own, and at
-// once if it was. A context that ends by itself, because the caller has gone or its
-// deadline has passed, need not call it. A door calls it once, when the call has begun;
-// after End nothing is called.
-func (c *Call) OnAbort(f func()) {
-	c.onAbort.Store(&f)
-	if c.ctx.Err() != nil {
-		c.tellAbort()
-	}
-}
-
-func (c *Call) tellAbort() {
-	if f := c.onAbort.Swap(nil); f != nil {
-		go (*f)()
-	}
 }
 
 // Expect notes whether the door waits for the caller's first message. Who looks at all
@@ -226,7 +228,7 @@ func (c *Call) End(err error) {
 		open = append(open, i)
 	}
 	c.mu.Unlock()
-	c.onAbort.Store(nil)
+	c.aborted.CompareAndSwap(nil, &errEnded) // nobody can abort it any more
 	c.remove()
 	for _, i := range open {
 		i.End(err)
@@ -234,8 +236,13 @@ func (c *Call) End(err error) {
 	for n := len(c.parts) - 1; n >= 0; n-- {
 		endPart(c.parts[n], Outcome{Err: err})
 	}
-	c.cancel(context.Canceled)
+	if c.cancel != nil {
+		c.cancel(errEnded)
+	}
 }
+
+// errEnded is the cause of the context's end where the call ended by itself.
+var errEnded = context.Canceled
 
 func endPart(p callPart, o Outcome) {
 	defer func() { _ = recover() }() // the other parts must end all the same

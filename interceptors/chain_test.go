@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
@@ -312,20 +314,70 @@ func TestEndEndsOnceAndTheFirstEndCounts(t *testing.T) {
 }
 
 func TestAbortSaysWhyTheContextEnded(t *testing.T) {
-	call, err := New([]*Backend{triton(t)}).Begin(context.Background(), CallInfo{FullMethod: modelInfer})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer call.End(nil)
-	d := Deny("x", Draining, "y")
-	call.Abort(d)
-	call.Abort(errors.New("later"))
-	if got := context.Cause(call.Context()); got != d {
-		t.Errorf("got %v", got)
+	for _, own := range []bool{true, false} {
+		name := map[bool]string{true: "the chain's context", false: "the door's context"}[own]
+		begin := func(t *testing.T) (call *Call, gone func(), cancelled func() int) {
+			ctx, cancel := context.WithCancel(t.Context())
+			var calls atomic.Int32
+			info := CallInfo{FullMethod: modelInfer}
+			if !own {
+				info.Cancel = func(error) { calls.Add(1); cancel() }
+			}
+			call, err := New([]*Backend{triton(t)}).Begin(ctx, info)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return call, cancel, func() int { return int(calls.Load()) }
+		}
+		d := Deny("p", IdentityExpired, "expired")
+
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				call, _, cancelled := begin(t)
+				if err := call.Cause(); err != nil {
+					t.Errorf("a call that goes on has the cause %v", err)
+				}
+				call.Abort(d)
+				call.Abort(errors.New("later"))
+				<-call.Context().Done()
+				if !errors.Is(call.Cause(), d) {
+					t.Errorf("the cause is %v, not the first abort", call.Cause())
+				}
+				call.End(d)
+				call.Abort(errors.New("after the end"))
+				synctest.Wait()
+				if n := cancelled(); !own && n != 1 {
+					t.Errorf("the door was told %d times", n)
+				}
+			})
+		})
+		t.Run(name+", the caller having gone", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				call, gone, cancelled := begin(t)
+				gone()
+				call.Abort(d)
+				synctest.Wait()
+				if !errors.Is(call.Cause(), context.Canceled) || cancelled() != 0 {
+					t.Errorf("the cause is %v, and the door was told %d times", call.Cause(), cancelled())
+				}
+				call.End(nil)
+			})
+		})
+		t.Run(name+", after the end", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				call, gone, cancelled := begin(t)
+				defer gone()
+				call.End(nil)
+				call.Abort(d)
+				synctest.Wait()
+				if errors.As(call.Cause(), new(*Denial)) || cancelled() != 0 {
+					t.Errorf("the cause is %v, and the door was told %d times", call.Cause(), cancelled())
+				}
+			})
+		})
 	}
 }
 
-// A policy is told of the end only when it can have no more to start.
 func TestTheEndWaitsForAStart(t *testing.T) {
 	j := new(journal)
 	inStart, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})

@@ -59,7 +59,8 @@ func (i *Inference) count(m *fields.Message, r *dialect.Response) {
 		a.ids = n
 	}
 	n := max(a.reported+r.OutputTokens, r.OutputTotal)
-	i.ReportedOutput += n - a.reported
+	i.inBand += n - a.reported
+	i.ReportedOutput = max(i.inBand, i.toldOutput)
 	a.reported = n
 }
 

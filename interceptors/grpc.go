@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -40,8 +41,8 @@ func UnaryServer(c *Chain) grpc.UnaryServerInterceptor {
 		if err != nil {
 			return nil, refused(ctx, err)
 		}
-		resp, err = handler(call.incomingContext(), req)
-		if err = call.aborted(ctx, err); err != nil {
+		resp, err = handler(call.reportingContext(call.incomingContext()), req)
+		if err = call.answer(ctx, err); err != nil {
 			return nil, trailed(ctx, err)
 		}
 		if resp, err = call.takeResponse(resp); err != nil {
@@ -63,8 +64,14 @@ func UnaryClient(c *Chain) grpc.UnaryClientInterceptor {
 		if err != nil {
 			return err
 		}
+		var header, trailer metadata.MD
+		if call.reports() {
+			opts = append(slices.Clip(opts), grpc.Header(&header), grpc.Trailer(&trailer))
+		}
 		err = invoker(call.outgoingContext(), method, req, reply, cc, opts...)
-		if err = call.aborted(ctx, err); err != nil {
+		call.Reported(header)
+		call.Reported(trailer)
+		if err = call.answer(ctx, err); err != nil {
 			return err
 		}
 		out, err := call.takeResponse(reply)
@@ -99,7 +106,7 @@ func StreamServer(c *Chain) grpc.StreamServerInterceptor {
 		if err == nil {
 			s.stream.End()
 		}
-		return trailed(ss.Context(), call.aborted(ss.Context(), err))
+		return trailed(ss.Context(), call.answer(ss.Context(), err))
 	}
 }
 
@@ -117,7 +124,7 @@ func StreamClient(c *Chain) grpc.StreamClientInterceptor {
 			return nil, err
 		}
 		s := &clientStream{ClientStream: cs, call: call, many: desc.ServerStreams}
-		context.AfterFunc(call.ctx, func() { s.end(context.Cause(call.ctx)) }) // the caller may just go away
+		context.AfterFunc(call.ctx, func() { s.end(call.Cause()) }) // the caller may just go away
 		return s, nil
 	}
 }
@@ -142,10 +149,10 @@ func (c *Call) outgoingContext() context.Context {
 	return metadata.NewOutgoingContext(c.ctx, md)
 }
 
-// aborted is the error that a call ends with: the handler's, unless the chain
+// answer is the error that a call ends with: the handler's, unless the chain
 // ended the call. Then it does not count what the handler made of that.
-func (c *Call) aborted(caller context.Context, err error) error {
-	cause := context.Cause(c.ctx)
+func (c *Call) answer(caller context.Context, err error) error {
+	cause := c.Cause()
 	if cause == nil {
 		return err
 	}
@@ -270,7 +277,7 @@ func (s *serverStream) RecvMsg(m any) error {
 		move(into, msg)
 		return nil
 	case <-s.call.ctx.Done(): // and the caller may send nothing more
-		if err := StatusOf(context.Cause(s.call.ctx)); err != nil {
+		if err := StatusOf(s.call.Cause()); err != nil {
 			return err
 		}
 		return context.Canceled
@@ -296,6 +303,12 @@ func (s *serverStream) recvOne(into proto.Message) error {
 		move(into, out)
 	}
 	return nil
+}
+
+// SetTrailer reads what the handler says of the usage.
+func (s *serverStream) SetTrailer(md metadata.MD) {
+	s.call.Reported(md)
+	s.ServerStream.SetTrailer(md)
 }
 
 // SendMsg takes a response from the handler.
@@ -407,6 +420,7 @@ func (s *clientStream) RecvMsg(m any) error {
 			msg = into.ProtoReflect().New().Interface()
 		}
 		if err := s.ClientStream.RecvMsg(msg); err != nil {
+			s.call.Reported(s.Trailer())
 			if err = s.finish(err); len(s.due) > 0 {
 				s.last = err
 				continue
@@ -464,7 +478,7 @@ func (s *clientStream) take(i *Inference) {
 // finish ends the stream with an error, io.EOF among them, unless what was held is
 // refused. It returns what the stream has ended with.
 func (s *clientStream) finish(err error) error {
-	if cause := context.Cause(s.call.ctx); cause != nil {
+	if cause := s.call.Cause(); cause != nil {
 		var d *Denial
 		if errors.As(cause, &d) {
 			err = d

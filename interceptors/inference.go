@@ -41,36 +41,38 @@ type Inference struct {
 	Server string
 
 	// The chain's own.
-	mu        sync.Mutex
-	key       string // its id on the way to the model server
-	renamed   bool   // key is private: the caller gave no id, or one in flight
-	wantFinal bool   // the caller asked for the empty final response
-	cut       error  // refused in mid-stream; the rest of its responses are dropped
-	failed    bool   // the model server reported an error of it
-	ended     bool
-	placed    bool        // Place was called
-	leave     func()      // to be called at the end, or nil
-	told      bool        // the caller was told that it was refused
-	lost      atomic.Bool // cut from outside: no response follows the refusal
-	tokenizer *tokens.Tokenizer
-	streamed  bool            // the model server sends token ids piece by piece
-	before    *tokens.Counter // of the output before the response at hand; nil without a tokenizer
-	ids       bool            // the response at hand has output that is token ids
-	last      *Denial         // to be refused with after the response at hand
-	choice    choice          // what was counted of the first answer
-	others    []choice        // and of the others, if the caller asked for several
-	first     *fields.Message // while policies start
-	holds     bool            // some part is a Holder that was not told of the end
-	held      []*Envelope     // responses that must not be delivered yet, in order
-	due       []*Envelope     // those that were held and may: of the goroutine of the responses
-	waits     bool            // some part is a Waiter that may not be ready
-	waiters   bool            // some part is a Waiter
-	started   int             // how many of the call's parts have
-	rest      *fields.Message // the first message, while the others wait for those
-	late      bool            // the call was told of that
-	deaf      uint64          // a bit for each of the parts that Response need not be called of
-	parts     []inferencePart
-	space     [6]inferencePart
+	mu         sync.Mutex
+	key        string // its id on the way to the model server
+	renamed    bool   // key is private: the caller gave no id, or one in flight
+	wantFinal  bool   // the caller asked for the empty final response
+	cut        error  // refused in mid-stream; the rest of its responses are dropped
+	failed     bool   // the model server reported an error of it
+	ended      bool
+	placed     bool        // Place was called
+	leave      func()      // to be called at the end, or nil
+	told       bool        // the caller was told that it was refused
+	lost       atomic.Bool // cut from outside: no response follows the refusal
+	tokenizer  *tokens.Tokenizer
+	streamed   bool            // the model server sends token ids piece by piece
+	before     *tokens.Counter // of the output before the response at hand; nil without a tokenizer
+	ids        bool            // the response at hand has output that is token ids
+	last       *Denial         // to be refused with after the response at hand
+	inBand     int64           // output tokens that the model server reported in responses
+	toldOutput int64           // and in its header or trailer
+	choice     choice          // what was counted of the first answer
+	others     []choice        // and of the others, if the caller asked for several
+	first      *fields.Message // while policies start
+	holds      bool            // some part is a Holder that was not told of the end
+	held       []*Envelope     // responses that must not be delivered yet, in order
+	due        []*Envelope     // those that were held and may: of the goroutine of the responses
+	waits      bool            // some part is a Waiter that may not be ready
+	waiters    bool            // some part is a Waiter
+	started    int             // how many of the call's parts have
+	rest       *fields.Message // the first message, while the others wait for those
+	late       bool            // the call was told of that
+	deaf       uint64          // a bit for each of the parts that Response need not be called of
+	parts      []inferencePart
+	space      [6]inferencePart
 }
 
 type inferencePart struct {
@@ -271,7 +273,7 @@ func (i *Inference) Wait(ctx context.Context) (err error) {
 		}
 		err := w.Wait(ctx)
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return i.Call.causeOf(ctx)
 		}
 		if err != nil {
 			return asDenial(name, err)

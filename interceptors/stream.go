@@ -393,7 +393,7 @@ func (s *Stream) Answer(b mem.BufferSlice) *Envelope {
 func (s *Stream) Response(e *Envelope) (err error) {
 	if s.call.ctx.Err() != nil { // the caller is gone, or was told already
 		e.Release()
-		return context.Cause(s.call.ctx)
+		return s.call.Cause()
 	}
 	defer recovered(&err)
 	i, verdict, err := s.call.Response(e)

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/sluicegate/sluice/interceptors/dialect"
 	"github.com/sluicegate/sluice/interceptors/fields"
 	"github.com/sluicegate/sluice/interceptors/tokens"
 )
@@ -35,7 +36,21 @@ func TestTokenIDsAreReadWithTheModelsTokenizer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := engine(t)
+	for method, b := range map[string]*Backend{engineGenerate: engine(t), "/sglang.grpc.scheduler.SglangScheduler/Generate": scheduler(t)} {
+		t.Run(b.Dialect.Name, func(t *testing.T) { tokenIDsAreRead(t, b, tok, method) })
+	}
+}
+
+// scheduler is an engine of SGLang's that runs the model "words".
+func scheduler(t *testing.T) *Backend {
+	d, err := dialect.SGLang(dialect.Options{Model: "words"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Backend{Name: "scheduler", Dialect: d}
+}
+
+func tokenIDsAreRead(t *testing.T, b *Backend, tok *tokens.Tokenizer, method string) {
 	b.Tokenizer = func(model string) *tokens.Tokenizer {
 		if model == "words" {
 			return tok
@@ -56,7 +71,7 @@ func TestTokenIDsAreReadWithTheModelsTokenizer(t *testing.T) {
 		"that no tokenizer gave out": {prompt, append(slices.Clone(said), 1<<31), Uninspectable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			call, err := New([]*Backend{b}).Begin(context.Background(), CallInfo{FullMethod: engineGenerate})
+			call, err := New([]*Backend{b}).Begin(context.Background(), CallInfo{FullMethod: method})
 			if err != nil {
 				t.Fatal(err)
 			}

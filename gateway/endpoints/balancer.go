@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -55,18 +54,17 @@ func Dial(c *configv1.Backend, o Options, opts ...grpc.DialOption) (*Set, error)
 	if c.GetLoad().GetMetricsUrl() != "" {
 		s.metrics = newMetricsClient()
 	}
+	if Controlled(c) {
+		if err := s.obey(opts); err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
 	target, field := c.GetAddress(), "address"
 	if len(c.GetAddresses()) > 0 {
 		target, field = listScheme+":///"+c.GetName(), "addresses"
 	}
-	opts = append(opts, grpc.WithIdleTimeout(0))
-	switch controlled := strings.HasPrefix(target, xdsScheme+":"); {
-	case !controlled:
-		opts = append(opts, s.options()...)
-	case resolver.Get(xdsScheme) == nil:
-		return nil, errors.New("address: xDS is not built into this program; use DNS, or a program that imports google.golang.org/grpc/xds")
-	}
-	conn, err := grpc.NewClient(target, opts...)
+	conn, err := grpc.NewClient(target, append(opts, s.options()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", field, err)
 	}
@@ -77,12 +75,6 @@ func Dial(c *configv1.Backend, o Options, opts ...grpc.DialOption) (*Set, error)
 	return s, nil
 }
 
-// xdsScheme is the scheme of targets for which a control plane says where the servers
-// are, and how calls are balanced and made again. None of that is ours then, and
-// nothing is known of the servers here. grpc-go's client for it is not imported: it
-// makes the program larger by more than a quarter.
-const xdsScheme = "xds"
-
 // options have grpc-go leave the choice to us.
 func (s *Set) options() []grpc.DialOption {
 	settings := fmt.Sprintf(`{"loadBalancingConfig": [{"%s": {}}]`, balancerName)
@@ -90,6 +82,7 @@ func (s *Set) options() []grpc.DialOption {
 		settings += `, "healthCheckConfig": {"serviceName": ""}`
 	}
 	opts := []grpc.DialOption{
+		grpc.WithIdleTimeout(0),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithResolvers(s.resolvers()...),
 		grpc.WithNoProxy(), // it would stand for all of them

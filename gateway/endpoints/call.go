@@ -34,8 +34,8 @@ const (
 // is ready. It belongs to one RPC of one Set, and must not be copied.
 type Call struct {
 	context.Context
-	// Sequence names the sequence that the RPC belongs to; "" if it is free to go
-	// anywhere.
+	// Sequence names the sequence that the RPC belongs to, and whose it is; "" if it
+	// is free to go anywhere.
 	Sequence string
 
 	mu     sync.Mutex
@@ -103,6 +103,7 @@ func (c *Call) End(o Outcome) {
 	e := c.at
 	if e != nil {
 		e.load.Add(-c.weight)
+		e.calls.Add(-1)
 	}
 	c.mu.Unlock()
 	if e != nil {
@@ -124,7 +125,7 @@ func (c *Call) Report(md metadata.MD) {
 	e := c.at
 	c.mu.Unlock()
 	if e != nil {
-		e.report(l)
+		e.report(l, InCall)
 	}
 }
 
@@ -139,11 +140,13 @@ func (c *Call) move(e *endpoint) {
 	if c.at == e {
 		return
 	}
-	if !c.ended && c.weight != 0 {
+	if !c.ended {
 		if c.at != nil {
 			c.at.load.Add(-c.weight)
+			c.at.calls.Add(-1)
 		}
 		e.load.Add(c.weight)
+		e.calls.Add(1)
 	}
 	c.at = e
 }

@@ -71,8 +71,9 @@ func TestARetryGoesElsewhere(t *testing.T) {
 				t.Fatalf("of %d servers: first %s, then %s, %v", n, first, second, err)
 			}
 			for _, e := range s.Snapshot() {
-				if want := map[bool]int64{true: 3}[e.Address == second]; e.Load != want {
-					t.Fatalf("%s has %d permits, want %d", e.Address, e.Load, want)
+				want := map[bool]int64{true: 1}[e.Address == second]
+				if e.Load != 3*want || e.Calls != want {
+					t.Fatalf("%s has %d permits and %d calls, want %d and %d", e.Address, e.Load, e.Calls, 3*want, want)
 				}
 			}
 			c.End(Nothing)
@@ -132,8 +133,8 @@ func TestNothingIsLeftOnAServer(t *testing.T) {
 	}
 	wg.Wait()
 	for _, e := range s.Snapshot() {
-		if e.Load != 0 {
-			t.Errorf("%s has %d permits", e.Address, e.Load)
+		if e.Load != 0 || e.Calls != 0 {
+			t.Errorf("%s has %d permits and %d calls", e.Address, e.Load, e.Calls)
 		}
 	}
 }

@@ -10,7 +10,7 @@
 //
 // balancer.go holds the connections, call.go the choice, outlier.go what is left
 // alone, sequence.go where sequences live, load.go and metrics.go what servers
-// report.
+// report, xds.go what is a control plane's to decide.
 package endpoints
 
 import (
@@ -64,6 +64,7 @@ type endpoint struct {
 	sc      balancer.SubConn
 
 	load     atomic.Int64  // permits of what is in flight there
+	calls    atomic.Int64  // in flight
 	cost     atomic.Uint32 // of one permit, by what the server reports; unitCost is 1
 	busy     atomic.Int32  // seconds for which it is to be spared
 	failures atomic.Uint32 // in a row
@@ -76,6 +77,7 @@ type endpoint struct {
 	ejected   time.Time
 	ejections int // in a row
 	reported  Load
+	source    Source
 	heard     time.Time
 	watches   []func() // end what watches the server
 }
@@ -88,13 +90,23 @@ type State struct {
 	Address string
 	// Ready says that it is connected, and ready as far as it is asked.
 	Ready bool
-	// Ejected says that it is left alone because it failed.
+	// Failure is why it is not ready; nil if it is, and while it is being connected.
+	Failure error
+	// Ejected says that it is left alone because it failed, until then.
 	Ejected bool
+	Until   time.Time
+	// Failures are the calls that failed in a row.
+	Failures int
 	// Load is the permits of the inferences that it has of us; one that is in no
 	// pool counts as one.
 	Load int64
-	// Reported is what it said of itself; zero if nothing, or too long ago.
+	// Calls are the RPCs that it has of us.
+	Calls int64
+	// Reported is what it said of itself, how and when; zero if nothing, or too long
+	// ago.
 	Reported Load
+	Source   Source
+	Heard    time.Time
 }
 
 // Snapshot is the state of every server, in no order. It is empty before the first
@@ -104,12 +116,29 @@ func (s *Set) Snapshot() []State {
 	defer s.mu.Unlock()
 	out := make([]State, 0, len(s.endpoints))
 	for _, e := range s.endpoints {
-		out = append(out, State{
-			Address: e.address, Ready: e.is(connectivity.Ready), Ejected: !e.ejected.IsZero(),
-			Load: e.load.Load(), Reported: e.reported,
-		})
+		state := State{
+			Address: e.address, Ready: e.is(connectivity.Ready), Ejected: !e.ejected.IsZero(), Until: e.ejected,
+			Failures: int(e.failures.Load()), Load: e.load.Load(), Calls: e.calls.Load(),
+			Reported: e.reported, Source: e.source, Heard: e.heard,
+		}
+		if e.is(connectivity.TransientFailure) {
+			if state.Failure = e.failure; state.Failure == nil {
+				state.Failure = errNotReady
+			}
+		}
+		out = append(out, state)
 	}
 	return out
+}
+
+// Sequences are how many sequences are remembered to be at each address.
+func (s *Set) Sequences() map[string]int { return s.sequences.count() }
+
+// Failure is why no server is known or can be had; nil if there is no reason.
+func (s *Set) Failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure
 }
 
 const (
@@ -155,7 +184,7 @@ func (s *Set) refresh(now time.Time, interval bool) {
 			e.busy.Add(-1)
 		}
 		if !e.heard.IsZero() && now.Sub(e.heard) > s.stale() {
-			e.heard, e.reported = time.Time{}, Load{}
+			e.heard, e.reported, e.source = time.Time{}, Load{}, 0
 			e.cost.Store(unitCost)
 		}
 		if !e.ejected.IsZero() && !now.Before(e.ejected) {

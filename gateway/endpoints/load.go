@@ -22,6 +22,19 @@ type Load struct {
 	Utilization float64
 }
 
+// Source is how a model server says how loaded it is.
+type Source uint8
+
+// The zero Source is of a server that said nothing.
+const (
+	// InCall is ORCA in the header or trailer of a call.
+	InCall Source = iota + 1
+	// OutOfBand is ORCA by a stream of its own.
+	OutOfBand
+	// Metrics is Prometheus.
+	Metrics
+)
+
 const (
 	// unitCost is the cost of a permit at a server that says nothing.
 	unitCost = 1 << 10
@@ -65,7 +78,7 @@ func (s *Set) stale() time.Duration {
 }
 
 // report takes in what a server says.
-func (e *endpoint) report(l Load) {
+func (e *endpoint) report(l Load, by Source) {
 	s := e.set
 	s.mu.Lock()
 	now := time.Now()
@@ -74,7 +87,7 @@ func (e *endpoint) report(l Load) {
 		return
 	}
 	l = l.sound()
-	e.heard, e.reported = now, l
+	e.heard, e.reported, e.source = now, l, by
 	e.cost.Store(l.cost(float64(e.load.Load())))
 	var all Load
 	for _, o := range s.endpoints {
@@ -92,7 +105,7 @@ func (e *endpoint) report(l Load) {
 type reports struct{ *endpoint }
 
 // OnLoadReport implements orca.OOBListener.
-func (r reports) OnLoadReport(m *orcapb.OrcaLoadReport) { r.report(fromORCA(m)) }
+func (r reports) OnLoadReport(m *orcapb.OrcaLoadReport) { r.report(fromORCA(m), OutOfBand) }
 
 // The names under which model servers report in ORCA's maps; of vLLM and Triton.
 const (

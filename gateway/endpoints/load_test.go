@@ -123,9 +123,9 @@ func TestAReportCountsForAWhile(t *testing.T) {
 		var told []Load
 		s.loaded = func(l Load) { told = append(told, l) }
 		a, b := s.of("host0"), s.of("host1")
-		a.report(Load{Waiting: 3, Running: 4, Utilization: .5})
-		a.report(Load{Waiting: 99})
-		b.report(Load{Waiting: 1, Running: 2, Utilization: .25})
+		a.report(Load{Waiting: 3, Running: 4, Utilization: .5}, Metrics)
+		a.report(Load{Waiting: 99}, Metrics)
+		b.report(Load{Waiting: 1, Running: 2, Utilization: .25}, Metrics)
 		if len(told) != 2 || told[1] != (Load{4, 6, .5}) {
 			t.Errorf("told %+v", told)
 		}
@@ -133,7 +133,7 @@ func TestAReportCountsForAWhile(t *testing.T) {
 			t.Error("it changes nothing")
 		}
 		wait(time.Second)
-		b.report(Load{Waiting: math.NaN(), Running: math.Inf(1), Utilization: -1})
+		b.report(Load{Waiting: math.NaN(), Running: math.Inf(1), Utilization: -1}, Metrics)
 		if told[2] != (Load{3, 4, .5}) || b.cost.Load() != unitCost {
 			t.Errorf("told %+v", told[2])
 		}
@@ -192,6 +192,7 @@ func TestMetrics(t *testing.T) {
 		"Triton, once":       {pages: []string{triton("1000", "5000", "")}},
 		"Triton, by time":    {pages: []string{triton("1000", "5000", ""), triton("2001000", "4005000", "")}, want: Load{Waiting: 2, Running: 4}},
 		"Triton, by count":   {pages: []string{triton("1000", "5000", "6"), triton("2001000", "4005000", "6")}, want: Load{Waiting: 7, Running: 4}},
+		"Triton, a long one": {pages: []string{triton("0", "0", "0"), triton("0", "0", "0"), triton("0", "30000000", "0")}, want: Load{Waiting: 1, Running: 30 * (1 - math.Exp(-1.0/15))}},
 		"Triton, restarted":  {pages: []string{triton("1000", "5000", ""), triton("0", "0", "")}},
 		"nothing about load": {pages: []string{"# TYPE up gauge\nup 1\n"}, err: "none of the metrics"},
 		"no metrics":         {pages: []string{"<html>"}, err: "text format parsing error"},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strings"
@@ -54,7 +55,7 @@ func (e *endpoint) readMetrics() (stop func()) {
 			case ctx.Err() != nil:
 				return
 			case err == nil:
-				e.report(l)
+				e.report(l, Metrics)
 			case !failed: // once, not every few seconds
 				e.set.log.Warn("a model server's metrics cannot be read", "backend", e.set.config.GetName(), "address", e.address, "error", err)
 			}
@@ -74,7 +75,14 @@ func (e *endpoint) readMetrics() (stop func()) {
 type gauges struct {
 	at               time.Time
 	queued, computed float64 // microseconds
+	averaged         bool
+	waiting, running float64 // averages
 }
+
+// memory is over how long Triton's times are averaged: it counts those of an inference
+// when that ends, so that what took long comes all at once. Chosen: some times what
+// an inference takes, and much less than load lasts.
+const memory = 15 * time.Second
 
 func (g *gauges) read(ctx context.Context, client *http.Client, url string) (Load, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -145,19 +153,34 @@ func (g *gauges) parse(page []byte, now time.Time) (l Load, err error) {
 }
 
 // triton reads Triton's own metrics: how many requests wait, if it says so; else
-// the average since the last time (Little's law: what waits at once is the time
-// that was waited in a second).
+// an average (Little's law: what waits at once is the time that was waited in a
+// second). What a model does in threads of its own, as those that stream do, it does
+// not count.
 func (g *gauges) triton(each func(func(float64), string, ...string), l *Load, now time.Time) bool {
 	var queued, computed float64
 	counted, pending := false, false
 	each(func(v float64) { counted, queued = true, queued+v }, "nv_inference_queue_duration_us")
 	each(func(v float64) { counted, computed = true, computed+v }, "nv_inference_compute_infer_duration_us")
 	each(func(v float64) { pending, l.Waiting = true, l.Waiting+v }, "nv_inference_pending_request_count")
-	if since := now.Sub(g.at).Microseconds(); !g.at.IsZero() && since > 0 {
-		if !pending {
-			l.Waiting = max(0, queued-g.queued) / float64(since)
+	if since := now.Sub(g.at); !g.at.IsZero() && since > 0 {
+		part := 1.0
+		if g.averaged {
+			part = 1 - math.Exp(-since.Seconds()/memory.Seconds())
 		}
-		l.Running = max(0, computed-g.computed) / float64(since)
+		g.averaged = true
+		per := func(now, before float64) float64 {
+			x := (now - before) / (since.Seconds() * 1e6)
+			if !(x >= 0) || math.IsInf(x, 0) {
+				return 0 // it began anew
+			}
+			return x
+		}
+		g.waiting += part * (per(queued, g.queued) - g.waiting)
+		g.running += part * (per(computed, g.computed) - g.running)
+		if !pending {
+			l.Waiting = g.waiting
+		}
+		l.Running = g.running
 	}
 	g.at, g.queued, g.computed = now, queued, computed
 	return counted || pending

@@ -114,6 +114,24 @@ func (s *sequences) age() {
 	s.turn()
 }
 
+// count is how many are at each address.
+func (s *sequences) count() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := make(map[string]int)
+	for _, e := range s.young {
+		if !e.is(connectivity.Shutdown) {
+			at[e.address]++
+		}
+	}
+	for key, e := range s.old {
+		if s.young[key] == nil && !e.is(connectivity.Shutdown) {
+			at[e.address]++
+		}
+	}
+	return at
+}
+
 // hash is FNV-1a of both, mixed so that every bit of them counts in the highest
 // (the last steps of SplitMix64: Steele, Lea and Flood, 2014). It is the same in
 // every process.

@@ -89,10 +89,16 @@ func TestASequenceIsLostWithItsServer(t *testing.T) {
 					key = k
 				}
 			}
+			if n := s.Sequences()["a"]; n != 1 {
+				t.Errorf("%d sequences are at a", n)
+			}
 			lose(s, cc)
 			c := call(key)
 			if _, err := cc.pick(c); status.Code(err) != codes.Unavailable || !c.Lost() {
 				t.Errorf("got %v, lost %v", err, c.Lost())
+			}
+			if n := s.Sequences()["a"]; n != 0 {
+				t.Errorf("%d sequences are at a, which is gone", n)
 			}
 			// It is said once: then it may begin anew.
 			if got := where(t, cc, key); got != "b" {

@@ -2,6 +2,7 @@ package endpoints
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -86,24 +88,44 @@ func TestTargets(t *testing.T) {
 // What a control plane says of balancing holds, if the program can ask one.
 func TestControlPlane(t *testing.T) {
 	backend := &configv1.Backend{Address: "xds:///models"}
-	if resolver.Get("xds") == nil { // it cannot be taken back
-		if _, err := Dial(backend, Options{}); err == nil || !strings.HasPrefix(err.Error(), "address: xDS is not built") {
-			t.Errorf("got %v", err)
+	fails := func(why string) {
+		t.Helper()
+		if _, err := Dial(backend, Options{}, grpc.WithTransportCredentials(insecure.NewCredentials())); err == nil || !strings.HasPrefix(err.Error(), "address: ") || !strings.Contains(err.Error(), why) {
+			t.Errorf("got %v, want %s", err, why)
 		}
 	}
-	a, b := server(t, "127.0.0.1:0", nil), server(t, "127.0.0.1:0", nil)
+	if resolver.Get("xds") == nil { // it cannot be taken back
+		fails("xDS is not built into this program")
+	}
 	r := manual.NewBuilderWithScheme("xds")
+	resolver.Register(failing{r})
+	fails("bootstrap (GRPC_XDS_BOOTSTRAP is to name the file")
 	resolver.Register(r)
+	for _, name := range outsiders {
+		t.Setenv(name, "True")
+		fails("unset " + name)
+		t.Setenv(name, "")
+	}
+	a, b := server(t, "127.0.0.1:0", nil), server(t, "127.0.0.1:0", nil)
+	r.InitialState(resolver.State{Endpoints: at(a, b)})
 	s := dial(t, backend, Options{})
-	r.InitialState(resolver.State{
-		Endpoints: at(a, b),
-	})
 	if where, err := invoke(t, s); err != nil || where != "" {
 		t.Errorf("went to %q, %v", where, err)
 	}
 	if n := len(s.Snapshot()); n != 0 {
 		t.Errorf("%d servers are known", n)
 	}
+	s.Unavailable("of a call before") // all is well now
+	if s.Failure() != nil {
+		t.Errorf("failure %v", s.Failure())
+	}
+}
+
+// failing is a resolver that cannot be made.
+type failing struct{ resolver.Builder }
+
+func (failing) Build(resolver.Target, resolver.ClientConn, resolver.BuildOptions) (resolver.Resolver, error) {
+	return nil, errors.New("bootstrap")
 }
 
 // names is a DNS server with one name.

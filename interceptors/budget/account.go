@@ -192,7 +192,7 @@ func (a *account) room(begun bool) int64 {
 	switch {
 	case a.limit.soft:
 		return math.MaxInt64 - a.used
-	case begun:
+	case begun && a.lease == nil: // else the store gives it
 		return a.remaining() + a.limit.overdraft
 	}
 	return a.remaining()
@@ -223,10 +223,12 @@ func (h *hold) settle(charge, excess int64) spending {
 	}
 	h.past, h.now = 0, 0
 	if a.lease != nil {
-		// What all have spent is not known here.
-		return spending{limit: a.limit, left: add(a.held(), max(0, a.lease.left))}
+		// What all have spent the store knows.
+		percent := a.lease.passed
+		a.lease.passed = ""
+		return spending{a.limit, add(a.held(), max(0, a.lease.left)), percent}
 	}
-	return spending{a.limit, a.capacity(), before, a.used - a.reserved, max(0, a.remaining())}
+	return spending{a.limit, max(0, a.remaining()), passed(a.capacity(), before, a.used-a.reserved)}
 }
 
 // Account is one account at one moment. Remaining + Reserved + Spent is Limit.

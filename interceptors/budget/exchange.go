@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +11,9 @@ import (
 )
 
 // acquire makes the accounts of holds have what these lack, if the store has it.
-// An error says that there was no answer. Nothing is locked.
-func (s *shared) acquire(ctx context.Context, l *Ledger, holds []hold) error {
+// An error says that there was no answer. Nothing is locked. begun says that it is for an
+// inference that has begun.
+func (s *shared) acquire(ctx context.Context, l *Ledger, holds []hold, begun bool) error {
 	return s.exchange(ctx, l, holds, func(asks []ask) bool {
 		lacks := false
 		for n := range holds {
@@ -20,6 +22,9 @@ func (s *shared) acquire(ctx context.Context, l *Ledger, holds []hold) error {
 			asks[n].want = max(0, h.want-room, h.account.limit.share()-room)
 			if !h.account.limit.soft {
 				asks[n].least = max(0, h.least-room)
+			}
+			if begun {
+				asks[n].overdraft = h.account.limit.overdraft
 			}
 			// Somebody may have brought enough while we waited for the gate.
 			lacks = lacks || asks[n].least > 0 || !h.account.lease.known
@@ -32,6 +37,7 @@ func (s *shared) acquire(ctx context.Context, l *Ledger, holds []hold) error {
 // the account itself.
 type ask struct {
 	want, least int64
+	overdraft   int64 // how far beyond what there is least may go
 	gift        int64 // to be added to it, or reset
 }
 
@@ -112,7 +118,8 @@ func (l *Ledger) message(holds []hold, asks []ask, now instant) (keys, args []st
 			a.limit.capacity(), amount, max(1, w.length.Milliseconds()), ask.gift} {
 			args = append(args, strconv.FormatInt(v, 10))
 		}
-		args = append(args, kind, strconv.FormatInt(end1, 10), strconv.FormatInt(end2, 10), strconv.FormatInt(e.books, 10))
+		args = append(args, kind, strconv.FormatInt(end1, 10), strconv.FormatInt(end2, 10), strconv.FormatInt(e.books, 10),
+			strconv.FormatInt(min(a.reserved, a.used), 10), strconv.FormatInt(ask.overdraft, 10))
 	}
 	return keys, args
 }
@@ -175,6 +182,7 @@ func (a *account) answer(reply []string, sent instant, lasts time.Duration) {
 		e.told += base
 	}
 	e.known, e.window, e.left = true, window, left
+	e.passed = cmp.Or(passed(a.limit.capacity(), n[6], n[7]), e.passed)
 	e.granted, e.stored = max(granted, a.used), granted
 	e.until = sent.mono + lasts
 	if e.ends = 0; rest >= 0 {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,7 +95,7 @@ func TestConservationWhenTheStoreForgets(t *testing.T) {
 		}
 	}
 	for key, n := range total {
-		if most := m.capacity(key); n > most+held[key] {
+		if _, most := m.capacity(key); n > most+held[key] {
 			t.Errorf("%d were charged of %d, with %d held when the store was lost", n, most, held[key])
 		}
 	}
@@ -275,4 +276,32 @@ func TestExactlyWhatFitsIsServed(t *testing.T) {
 		_ = a.Close()
 		_ = b.Close()
 	})
+}
+
+// What a gateway holds it may spend without the store, until its lease ends, and not a token after.
+func TestWhatIsHeldEndsWithTheLease(t *testing.T) {
+	s := newServer(t)
+	l := s.gateway(t, time.Minute, faultTimeout, &configv1.Budget{Name: "b", Tokens: 100, Share: 20, DefaultOutputTokens: 1})
+	var ahead atomic.Int64
+	clock := l.clock
+	l.clock = func() instant {
+		now := clock()
+		now.mono += time.Duration(ahead.Load())
+		now.wall += ahead.Load()
+		return now
+	}
+	if _, d := serve(t, l, "a", 1, 1); d != nil {
+		t.Fatal(d)
+	}
+	s.cut(true)
+	ahead.Store(int64(50 * time.Second))
+	if _, d := serve(t, l, "a", 1, 1); d != nil {
+		t.Errorf("within its lease: %v", d)
+	}
+	ahead.Store(int64(time.Minute + time.Second))
+	if got, d := serve(t, l, "a", 1, 1); d == nil || d.Reason != interceptors.PolicyUnavailable {
+		t.Errorf("after its lease: %d, %v, want POLICY_UNAVAILABLE", got, d)
+	}
+	s.down.Store(false)
+	_ = l.Close()
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
+	"unique"
 
 	"github.com/sluicegate/sluice/interceptors"
 	"github.com/sluicegate/sluice/interceptors/internal/expression"
@@ -62,12 +63,20 @@ func (m *limit) text(i *interceptors.Inference) (string, error) {
 }
 
 // clone is the key with names of its own: those of an inference may be parts of
-// a large message, which must not stay for them.
+// a large message, which must not stay for them. Names that many accounts have are
+// kept once.
 func (k key) clone() key {
-	k.trustDomain, k.tenant = strings.Clone(k.trustDomain), strings.Clone(k.tenant)
-	k.principal, k.model = strings.Clone(k.principal), strings.Clone(k.model)
-	k.own = strings.Clone(k.own)
+	k.trustDomain, k.tenant, k.model = once(k.trustDomain), once(k.tenant), once(k.model)
+	k.principal, k.own = strings.Clone(k.principal), strings.Clone(k.own)
 	return k
+}
+
+// once is a name of which there is one copy, as a rule.
+func once(name string) string {
+	if name == "" {
+		return ""
+	}
+	return unique.Make(name).Value()
 }
 
 // short is a name, or what stands for one that is too long to keep.

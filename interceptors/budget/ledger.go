@@ -250,8 +250,8 @@ func (l *Ledger) taken(holds []hold, begun bool, now instant) (short shortage, e
 
 // store asks the store for what holds lack, and says what follows if it does not
 // answer: those who may go on without it get what they want.
-func (l *Ledger) store(ctx context.Context, holds []hold) (lost error) {
-	if err := l.shared.acquire(ctx, l, holds); err != nil {
+func (l *Ledger) store(ctx context.Context, holds []hold, begun bool) (lost error) {
+	if err := l.shared.acquire(ctx, l, holds, begun); err != nil {
 		d := interceptors.Deny(name, interceptors.PolicyUnavailable, "the budget store cannot be reached; try again later")
 		d.RetryAfter, d.Cause = breakFor, err
 		for n := range holds {

@@ -1,6 +1,7 @@
 package budget
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"time"
@@ -16,12 +17,13 @@ type reservation struct {
 	ledger    *Ledger
 	inference *interceptors.Inference
 	holds     []hold
-	space     [4]hold // enough for a budget at every level
-	step      int64   // output that a top-up asks for: the smallest of the budgets
-	input     int64   // our count of the input that may be forwarded
-	through   usage   // of all that was let through
-	output    int64   // what the output is clamped to; 0: it is not
-	timed     bool    // GPU time is limited
+	space     [4]hold         // enough for a budget at every level
+	step      int64           // output that a top-up asks for: the smallest of the budgets
+	input     int64           // our count of the input that may be forwarded
+	through   usage           // of all that was let through
+	output    int64           // what the output is clamped to; 0: it is not
+	timed     bool            // GPU time is limited
+	first     *fields.Message // to be clamped once the store has said to what; nil: it is not
 }
 
 // begin reserves what the inference asks for.
@@ -33,20 +35,19 @@ func (v *reservation) begin() (shortage, error) {
 		v.timed = v.timed || h.tariff.time > 0
 	}
 	v.through = usage{input: i.InputTokens}
-	want := usage{i.InputTokens, i.MaxOutputTokens, defaultTime.Microseconds()}
-	least := usage{i.InputTokens, i.MaxOutputTokens, 1}
-	clamps := false
-	if i.MaxOutputTokens <= 0 {
+	output := cmp.Or(v.output, i.MaxOutputTokens)
+	want := usage{i.InputTokens, output, defaultTime.Microseconds()}
+	least := usage{i.InputTokens, output, 1}
+	if output <= 0 {
 		want.output, least.output = v.step, 1
 	}
 	for n := range v.holds {
 		h := &v.holds[n]
 		h.want, h.least = h.tariff.cost(want), h.tariff.cost(least)
-		clamps = clamps || i.MaxOutputTokens > 1 && h.account.limit.clamp
 	}
 	now := v.ledger.lock(v.holds)
 	defer unlock(v.holds)
-	if clamps {
+	if v.clamps() && v.ledger.shared == nil {
 		v.fit(least)
 	}
 	short, err := v.ledger.taken(v.holds, false, now)
@@ -56,12 +57,34 @@ func (v *reservation) begin() (shortage, error) {
 	return short, err
 }
 
+// clamps reports whether the output that is asked for may be lowered.
+func (v *reservation) clamps() bool {
+	return v.inference.MaxOutputTokens > 1 && slices.ContainsFunc(v.holds, func(h hold) bool { return h.account.limit.clamp })
+}
+
+// less lowers the output that is asked for to what the shared store had left when it last
+// answered, if that is less.
+func (v *reservation) less() bool {
+	if !v.clamps() {
+		return false
+	}
+	v.ledger.lock(v.holds)
+	defer unlock(v.holds)
+	before := v.output
+	v.fit(usage{v.inference.InputTokens, cmp.Or(v.output, v.inference.MaxOutputTokens), 1})
+	return v.output != before
+}
+
 // fit lowers the output that is asked for to what the accounts with clamp have.
 func (v *reservation) fit(asked usage) {
 	output := asked.output
 	for n := range v.holds {
 		if h := &v.holds[n]; h.account.limit.clamp && !h.account.limit.soft {
-			output = min(output, h.tariff.affords(asked, h.account.room(false)))
+			room := h.account.room(false)
+			if e := h.account.lease; e != nil {
+				room = add(max(0, room), max(0, e.left))
+			}
+			output = min(output, h.tariff.affords(asked, room))
 		}
 	}
 	if output == asked.output {
@@ -89,13 +112,16 @@ func (v *reservation) used() usage {
 
 // Request tops up for what a later message adds to the input.
 func (v *reservation) Request(m *fields.Message) error {
-	if v.output > 0 && !v.inference.Handed {
-		clamp(m, v.inference.MaxOutputTokens, v.output)
-		v.output = 0
+	ready := v.Ready()
+	switch {
+	case ready:
+		v.clamp(m)
+	case v.first == nil && v.clamps():
+		v.first = m
 	}
 	before := v.input
 	v.input = max(before, v.inference.InputTokens)
-	if !v.Ready() {
+	if !ready {
 		return nil
 	}
 	if err := v.cover(nil); err != nil {
@@ -103,6 +129,14 @@ func (v *reservation) Request(m *fields.Message) error {
 		return err
 	}
 	return nil
+}
+
+// clamp lowers the limit on the output in the first message.
+func (v *reservation) clamp(m *fields.Message) {
+	if v.output > 0 && !v.inference.Handed {
+		clamp(m, v.inference.MaxOutputTokens, v.output)
+		v.output = 0
+	}
 }
 
 // Response tops up for what the message adds to the output.
@@ -187,7 +221,8 @@ func (v *reservation) topUp(u usage) (shortage, error) {
 	}
 	short, err := v.ledger.take(v.holds, true)
 	if err == nil && short.account != nil && v.ledger.shared != nil {
-		lost := v.ledger.store(v.inference.Context(), v.holds)
+		lost := v.ledger.store(v.inference.Context(), v.holds, true)
+		v.ledger.thresholds(v.inference, v.holds)
 		if short, err = v.ledger.take(v.holds, true); short.account != nil && lost != nil {
 			err = lost
 		}
@@ -215,17 +250,14 @@ func (v *reservation) End(o interceptors.Outcome) {
 	}
 	defer letGo(v.holds)
 	i := v.inference
-	var u usage
+	var u usage // nothing is charged that the model server did not get
 	if i.Handed {
 		u = v.used()
 	}
 	var excess []string
 	for n := range v.holds {
 		h := &v.holds[n]
-		cost := int64(0)
-		if i.Handed {
-			cost = h.tariff.cost(u)
-		}
+		cost := h.tariff.cost(u)
 		charge := min(cost, h.granted())
 		m := h.account.limit
 		if over := cost - charge; over > 0 && !slices.Contains(excess, string(m.metric)) {
@@ -267,12 +299,12 @@ func (l *Ledger) charged(i *interceptors.Inference, m *limit, amount, excess int
 // what tokenizers of one family differ by on prose. Chosen.
 func drifts(a, b int64) bool { return max(a, b)-min(a, b) > max(a, b)/10 }
 
-// spending is how much of all that it has an account had spent before and after it
-// was settled, and what it has left.
+// spending is what a settlement made of an account: what it has left, and the highest
+// threshold that was passed.
 type spending struct {
-	limit              *limit
-	all, before, after int64
-	left               int64
+	limit  *limit
+	left   int64
+	passed string
 }
 
 // thresholds are the shares of a budget, in percent, at which it is told that
@@ -282,21 +314,44 @@ var thresholds = [...]struct {
 	text    string
 }{{100, "100"}, {80, "80"}, {50, "50"}}
 
+// passed is the highest threshold of an amount that what is spent has passed; "" if it
+// passed none.
+func passed(all, before, after int64) string {
+	if after <= before {
+		return ""
+	}
+	for _, t := range thresholds {
+		if at := all/100*t.percent + all%100*t.percent/100; before < at && after >= at {
+			return t.text
+		}
+	}
+	return ""
+}
+
 // tell tells the caller what is left, and emits the highest threshold that was passed.
 func (s spending) tell(i *interceptors.Inference) {
 	if s.limit.trailer != "" {
 		i.Call.SetTrailer(s.limit.trailer, s.limit.metric.show(s.left))
 	}
-	if s.after <= s.before {
-		return
+	s.limit.threshold(i, s.passed)
+}
+
+// threshold emits a threshold; "" is none.
+func (m *limit) threshold(i *interceptors.Inference, percent string) {
+	if percent != "" {
+		i.Emit(interceptors.Event{Policy: name, Name: "threshold", Attributes: []string{"budget", m.name, "percent", percent}})
 	}
-	for _, t := range thresholds {
-		at := s.all/100*t.percent + s.all%100*t.percent/100
-		if s.before < at && s.after >= at {
-			i.Emit(interceptors.Event{Policy: name, Name: "threshold",
-				Attributes: []string{"budget", s.limit.name, "percent", t.text}})
-			return
-		}
+}
+
+// thresholds emits those that a shared store told of, also if the inference was refused.
+func (l *Ledger) thresholds(i *interceptors.Inference, holds []hold) {
+	for n := range holds {
+		a := holds[n].account
+		a.mu.Lock()
+		percent := a.lease.passed
+		a.lease.passed = ""
+		a.mu.Unlock()
+		a.limit.threshold(i, percent)
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 	// exact to 2⁵³.
 	maxShared = 1 << 52
 	// repliesPerKey is how many values the script gives for every account.
-	repliesPerKey = 6
+	repliesPerKey = 8
 )
 
 //go:embed shared.lua
@@ -76,6 +76,7 @@ type lease struct {
 	touched  time.Duration // when it was last taken of
 	fetching bool          // a share is on its way
 	left     int64         // in the store, when it last answered
+	passed   string        // the threshold that what all spent has passed, and that nobody was told of; "": none
 }
 
 // books numbers what is told of shared accounts.
@@ -135,9 +136,9 @@ func (l *Ledger) Share(c *configv1.Redis) error {
 func (l *Ledger) CanShare() error {
 	for _, m := range l.limits {
 		switch {
-		case m.clamp || m.overdraft > 0 || m.debt:
-			return fmt.Errorf("budget_store.redis: budget %q has clamp, overdraft or debt, which a shared store cannot do", m.name)
-		case m.capacity() > maxShared:
+		case m.debt:
+			return fmt.Errorf("budget_store.redis: budget %q has debt, which a shared store cannot do", m.name)
+		case m.capacity()+m.overdraft > maxShared:
 			return fmt.Errorf("budget_store.redis: the amount of budget %q is above what a shared store can count: %s",
 				m.name, m.metric.show(maxShared))
 		}

@@ -11,10 +11,12 @@
 --   gift      to be added to the account; -1: it becomes full
 --   kind      '' never, 'w' window, 'b' bucket, 'c' calendar
 --   end1, end2      of the calendar, by the gateway's clock
+--   reserved  of what it used, by inferences that have not ended
+--   overdraft how far beyond the capacity least may go
 --
 -- An account is a hash: d what is gone, e the window's end, at when a bucket was
 -- refilled; of every gateway a: granted, u: used, t: when its lease ends, q: its
--- last message, b: the books that it began and what was told before them. Whatever the gateway says replaces what was known of it, so that a
+-- last message, s: spent, by inferences that have ended, b: the books that it began and what was told before them. Whatever the gateway says replaces what was known of it, so that a
 -- message or an answer that was lost does no harm.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,11 +24,12 @@ local me, number, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local accounts, enough = {}, 1
 
 for i, key in ipairs(KEYS) do
-  local at = 3 + (i - 1) * 14
+  local at = 3 + (i - 1) * 16
   local function arg(n) return tonumber(ARGV[at + n]) end
   local window, known, granted, used = arg(1), arg(2) == 1, arg(3), arg(4)
   local want, least, capacity, amount, length = arg(5), arg(6), arg(7), arg(8), arg(9)
   local gift, kind, books = arg(10), ARGV[at + 11], ARGV[at + 14]
+  local reserved, overdraft = arg(15), arg(16)
 
   local h, raw = {}, redis.call('HGETALL', key)
   for n = 1, #raw, 2 do h[raw[n]] = raw[n + 1] end
@@ -51,24 +54,32 @@ for i, key in ipairs(KEYS) do
 
   if tonumber(h['q:' .. me] or '0') >= number then return { 'late', key } end
 
-  -- Of those whose lease has ended comes back what they did not say they used.
-  local drop, ended = {}, {}
+  -- Of those whose lease has ended comes back what they did not say they used. Before is
+  -- what all had spent until now; others is what the others have and have not spent.
+  local drop, ended, before, others = {}, {}, d, 0
   for field, value in pairs(h) do
-    local other = field:match('^t:(.*)$')
-    if other and other ~= me and tonumber(value) < now then
-      local a, u = tonumber(h['a:' .. other] or '0'), tonumber(h['u:' .. other] or '0')
-      d = d - (a - u)
-      if tonumber(value) < now - 100 * lease then
-        drop[#drop + 1] = other
-      elseif a > u then
-        ended[#ended + 1] = { 'a:' .. other, string.format('%.0f', u) }
+    local who = field:match('^t:(.*)$')
+    if who then
+      local a, u = tonumber(h['a:' .. who] or '0'), tonumber(h['u:' .. who] or '0')
+      local s = tonumber(h['s:' .. who] or u)
+      before = before - (a - s)
+      if who ~= me and tonumber(value) >= now then
+        others = others + a - s
+      elseif who ~= me then
+        d = d - (a - u)
+        if tonumber(value) < now - 100 * lease then
+          drop[#drop + 1] = who
+        else
+          others = others + u - s
+          if a > u then ended[#ended + 1] = { 'a:' .. who, string.format('%.0f', u) } end
+        end
       end
     end
   end
 
   local a, base, begun = tonumber(h['a:' .. me] or '0'), 0, nil
   if kind ~= '' and kind ~= 'b' and window ~= e and window ~= 0 then
-    known, used = false, 0 -- what it tells of is over
+    known, used, reserved = false, 0, 0 -- what it tells of is over
   end
   if not known then
     -- It has begun anew: what it tells is beyond what it told in other books, or was
@@ -101,10 +112,11 @@ for i, key in ipairs(KEYS) do
     d = d - gift
     if kind == 'b' then d = math.max(0, d) end
   end
-  local left = math.floor(capacity - d)
-  if left < least then enough = 0 end
-  accounts[i] = { key = key, d = d, e = e, a = granted, u = used, base = base, left = left,
-    want = want, least = least, kind = kind, begun = begun, length = length, amount = amount,
+  local left, spent = math.floor(capacity - d), used - reserved
+  if left + overdraft < least then enough = 0 end
+  accounts[i] = { key = key, d = d, e = e, a = granted, u = used, s = spent, base = base,
+    before = before, after = d - (granted - spent) - others,
+    left = left, want = want, least = least, kind = kind, begun = begun, length = length, amount = amount,
     drop = drop, ended = ended }
 end
 
@@ -118,11 +130,12 @@ for _, s in ipairs(accounts) do
   local d, a = s.d + more, s.a + more
   for _, pair in ipairs(s.ended) do redis.call('HSET', s.key, pair[1], pair[2]) end
   for _, other in ipairs(s.drop) do
-    redis.call('HDEL', s.key, 'a:' .. other, 'u:' .. other, 't:' .. other, 'q:' .. other, 'b:' .. other)
+    redis.call('HDEL', s.key, 'a:' .. other, 'u:' .. other, 's:' .. other, 't:' .. other, 'q:' .. other,
+      'b:' .. other)
   end
   if s.begun then redis.call('HSET', s.key, 'b:' .. me, s.begun) else redis.call('HDEL', s.key, 'b:' .. me) end
   redis.call('HSET', s.key, 'd', string.format('%.17g', d), 'e', string.format('%.0f', s.e), 'at', string.format('%.0f', now),
-    'a:' .. me, string.format('%.0f', a), 'u:' .. me, string.format('%.0f', s.u),
+    'a:' .. me, string.format('%.0f', a), 'u:' .. me, string.format('%.0f', s.u), 's:' .. me, string.format('%.0f', s.s),
     't:' .. me, string.format('%.0f', now + lease), 'q:' .. me, string.format('%.0f', number))
   local rest = -1
   if s.kind == 'b' then
@@ -132,6 +145,6 @@ for _, s in ipairs(accounts) do
     redis.call('PEXPIRE', s.key, rest + 1000)
   end
   reply[#reply + 1] = s.key
-  for _, n in ipairs({ a, s.base, s.e, rest, s.left - more }) do reply[#reply + 1] = string.format('%.0f', n) end
+  for _, n in ipairs({ a, s.base, s.e, rest, s.left - more, s.before, s.after }) do reply[#reply + 1] = string.format('%.0f', n) end
 end
 return reply

@@ -48,7 +48,7 @@ const faultTimeout = 50 * time.Millisecond // of the store: the default
 func faultBudgets(lost configv1.StoreLost) []*configv1.Budget {
 	return []*configv1.Budget{
 		{Name: "all", Tokens: 4000, Window: durationpb.New(time.Hour), DefaultOutputTokens: 5, Share: 60, StoreLost: lost},
-		{Name: "tenant", Tokens: 1500, DefaultOutputTokens: 5, Share: 40, StoreLost: lost, Per: []configv1.BudgetKey{perTenant}},
+		{Name: "tenant", Tokens: 150, Overdraft: 60, Clamp: true, DefaultOutputTokens: 5, Share: 12, StoreLost: lost, Per: []configv1.BudgetKey{perTenant}},
 		{Name: "model", Tokens: 1200, Calendar: month, DefaultOutputTokens: 5, Share: 30, StoreLost: lost,
 			Per: []configv1.BudgetKey{perTenant, perModel}, OutputWeight: new(uint32(2))},
 	}
@@ -241,8 +241,12 @@ func (m *sharedMachine) check(strict bool) {
 	}
 	for key := range keys {
 		gone, granted, _ := m.theirs(key)
-		if gone != sum(granted) || gone > m.capacity(key) {
-			m.t.Fatalf("the store says that %d of %d are gone, and that gateways were granted %v", gone, m.capacity(key), granted)
+		amount, most := m.capacity(key)
+		if gone != sum(granted) || gone > most {
+			m.t.Fatalf("the store says that %d of %d are gone, and that gateways were granted %v", gone, most, granted)
+		}
+		if gone > amount {
+			m.counts["overdrawn"]++
 		}
 		for g, l := range m.gateways {
 			if is := accounts[g][key].granted; !m.rolls && is > granted[l.shared.gateway] {
@@ -252,15 +256,17 @@ func (m *sharedMachine) check(strict bool) {
 	}
 }
 
-func (m *sharedMachine) capacity(key string) (n int64) {
+// capacity is what a full account has, and that with the overdraft.
+func (m *sharedMachine) capacity(key string) (n, most int64) {
 	for _, l := range m.gateways {
 		l.table.all(func(a *account) {
 			if l.storeKey(a.key) == key {
 				n = a.limit.capacity()
+				most = n + a.limit.overdraft
 			}
 		})
 	}
-	return n
+	return n, most
 }
 
 // reconcile ends everything with the faults healed. The store then knows, to the token,

@@ -8,7 +8,7 @@ import (
 
 const (
 	// maxAccounts bounds the memory of a ledger. An account is about 180 bytes
-	// and its names: 271 to 295 MB for a million with names of 60 bytes. Chosen.
+	// and its names: 271 MB for a million with names of 60 bytes. Chosen.
 	maxAccounts = 1 << 20
 	// sweep is how many other accounts the making of one looks at, to evict
 	// what is idle and full: with four, the idle settle at a third of the others.

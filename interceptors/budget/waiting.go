@@ -43,25 +43,36 @@ func (w *waiting) settle(holds []hold) bool {
 	return !w.pending
 }
 
-// wait asks the store, and then takes. If that fails nothing is held.
-func (w *waiting) wait(ctx context.Context, l *Ledger, holds []hold, take func() (shortage, error),
-	denial func(shortage) *interceptors.Denial) error {
-	w.mu.Lock()
-	if w.settled {
-		w.mu.Unlock()
-		return context.Canceled
-	}
-	w.asking = true
-	w.mu.Unlock()
-	lost := l.store(ctx, holds)
+// clampTries is how often an inference asks for less, because others took what was
+// left. Chosen.
+const clampTries = 3
+
+// wait asks the store for an inference, and then takes. Where there is too little, less may have it
+// ask for less. If that fails nothing is held.
+func (w *waiting) wait(ctx context.Context, l *Ledger, i *interceptors.Inference, holds []hold, take func() (shortage, error),
+	less func() bool, denial func(shortage) *interceptors.Denial) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.asking = false
 	if w.settled {
-		letGo(holds)
 		return context.Canceled
 	}
-	short, err := take()
+	var lost, err error
+	var short shortage
+	for tries := 0; ; tries++ {
+		w.asking = true
+		w.mu.Unlock()
+		lost = l.store(ctx, holds, false)
+		l.thresholds(i, holds)
+		w.mu.Lock()
+		w.asking = false
+		if w.settled {
+			letGo(holds)
+			return context.Canceled
+		}
+		if short, err = take(); err != nil || short.account == nil || lost != nil || tries == clampTries || !less() {
+			break
+		}
+	}
 	switch {
 	case err != nil:
 		return err
@@ -76,7 +87,12 @@ func (w *waiting) wait(ctx context.Context, l *Ledger, holds []hold, take func()
 
 // Wait asks the shared store for what the inference needs.
 func (v *reservation) Wait(ctx context.Context) error {
-	return v.wait(ctx, v.ledger, v.holds, v.begin, func(s shortage) *interceptors.Denial { return s.exhausted(v.inference) })
+	err := v.wait(ctx, v.ledger, v.inference, v.holds, v.begin, v.less, func(s shortage) *interceptors.Denial { return s.exhausted(v.inference) })
+	if err == nil && v.first != nil {
+		v.clamp(v.first)
+	}
+	v.first = nil
+	return err
 }
 
 // turn is a request that is not spent yet, because the shared store must be asked.
@@ -89,8 +105,8 @@ type turn struct {
 
 // Wait spends it.
 func (t *turn) Wait(ctx context.Context) error {
-	return t.wait(ctx, t.ledger, t.holds, func() (shortage, error) { return t.ledger.take(t.holds, false) },
-		func(s shortage) *interceptors.Denial { return s.overRate(t.inference) })
+	return t.wait(ctx, t.ledger, t.inference, t.holds, func() (shortage, error) { return t.ledger.take(t.holds, false) },
+		func() bool { return false }, func(s shortage) *interceptors.Denial { return s.overRate(t.inference) })
 }
 
 // Request and Response have nothing to see.

@@ -240,7 +240,10 @@ func compile(cfg *configv1.Config, before *Guard, o Options) (g *Guard, err erro
 	}
 	for n, b := range g.backends {
 		b.Tokenizer = g.tokenizer
-		if model := cfg.GetBackends()[n].GetModels(); cfg.GetInspect().GetResponses() && b.Dialect.Name == "vllm" && g.tokenizer(model[0]) == nil {
+		if c := cfg.GetBackends()[n]; c.GetDialect() == configv1.Dialect_DIALECT_SGLANG && !c.GetAllowTokenIds() && g.tokenizer(c.GetModels()[0]) == nil {
+			return nil, fmt.Errorf("backends[%d].models[0]: prompts for %q are token ids, which could not be read: name its tokenizer in tokenizers, or set allow_token_ids", n, c.GetModels()[0])
+		}
+		if model := cfg.GetBackends()[n].GetModels(); cfg.GetInspect().GetResponses() && engine(cfg.GetBackends()[n].GetDialect()) && g.tokenizer(model[0]) == nil {
 			return nil, fmt.Errorf("backends[%d].models[0]: %q is answered in token ids, which inspect.responses could not read: name its tokenizer in tokenizers", n, model[0])
 		}
 	}
@@ -296,6 +299,7 @@ var served = []string{
 	"/sluice.admin.v1.BudgetsService/Grant",
 	"/sluice.admin.v1.BudgetsService/ListAccounts",
 	"/sluice.admin.v1.BudgetsService/Reset",
+	"/sluice.admin.v1.EndpointsService/ListEndpoints",
 	"/sluice.admin.v1.PoolsService/DrainPool",
 	"/sluice.admin.v1.PoolsService/GetPool",
 	"/sluice.admin.v1.PoolsService/ListPools",
@@ -526,7 +530,7 @@ func (g *Guard) DialOptions() ([]grpc.DialOption, error) {
 func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 	names := make(map[string]bool)
 	var out []*interceptors.Backend
-	engine := false
+	engines := make(map[configv1.Dialect]bool)
 	for n, b := range cfg.GetBackends() {
 		if names[b.GetName()] {
 			return nil, fmt.Errorf("backends[%d].name: there are two back ends named %q; rename one", n, b.GetName())
@@ -536,11 +540,11 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 		if err != nil {
 			return nil, fmt.Errorf("backends[%d].%w", n, err)
 		}
-		if b.GetDialect() == configv1.Dialect_DIALECT_VLLM {
-			if engine {
-				return nil, fmt.Errorf("backends[%d].dialect: a vLLM engine is there already, and requests do not say which they are for; give each engine a gateway", n)
+		if kind := b.GetDialect(); engine(kind) {
+			if engines[kind] {
+				return nil, fmt.Errorf("backends[%d].dialect: an engine of this kind is there already, and requests do not say which they are for; give each engine a gateway", n)
 			}
-			engine = true
+			engines[kind] = true
 		}
 		if id := b.GetSpiffeId(); id != "" {
 			if _, err := identity.Matcher(id); err != nil {
@@ -557,10 +561,17 @@ func backends(cfg *configv1.Config) ([]*interceptors.Backend, error) {
 			AllowSharedMemory: b.GetAllowSharedMemory(),
 			AllowTokenIDs:     b.GetAllowTokenIds(),
 			MaskErrors:        b.GetMaskErrors(),
+			Usage:             interceptors.Usage{Input: b.GetReportedUsage().GetInputTokens(), Output: b.GetReportedUsage().GetOutputTokens()},
 			Datatypes:         set(b.GetDatatypes()),
 		})
 	}
 	return out, nil
+}
+
+// engine reports whether the requests of a dialect go to an engine that runs one model,
+// which they do not name.
+func engine(d configv1.Dialect) bool {
+	return d == configv1.Dialect_DIALECT_VLLM || d == configv1.Dialect_DIALECT_SGLANG
 }
 
 // tensorRoles are the roles that a tensor can have.
@@ -596,7 +607,7 @@ func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dial
 	for _, f := range b.GetAllowFields() {
 		o.Allow = append(o.Allow, protoreflect.FullName(f))
 	}
-	if b.GetDialect() == configv1.Dialect_DIALECT_VLLM {
+	if engine(b.GetDialect()) {
 		if len(b.GetModels()) != 1 {
 			return nil, errors.New("models: name the model that the engine runs: requests to it name none")
 		}
@@ -615,13 +626,15 @@ func Dialect(b *configv1.Backend, limits *configv1.MessageLimits) (*dialect.Dial
 		d, err = dialect.TGIS(o)
 	case configv1.Dialect_DIALECT_VLLM:
 		d, err = dialect.VLLM(o)
+	case configv1.Dialect_DIALECT_SGLANG:
+		d, err = dialect.SGLang(o)
 	case configv1.Dialect_DIALECT_FIELDS:
 		var set *descriptorpb.FileDescriptorSet
 		if set, err = descriptors(b.GetDescriptorSet()); err == nil {
 			d, err = dialect.Fields(set, o)
 		}
 	default:
-		return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE, DIALECT_TGIS, DIALECT_VLLM or DIALECT_FIELDS")
+		return nil, errors.New("dialect: say which: DIALECT_TRITON, DIALECT_MLSERVER, DIALECT_KSERVE, DIALECT_TGIS, DIALECT_VLLM, DIALECT_SGLANG or DIALECT_FIELDS")
 	}
 	if err == nil {
 		return d, nil

@@ -154,6 +154,12 @@ func TestErrorsNameFileLineAndField(t *testing.T) {
 		{"too many retries", "  address: 127.0.0.1:2\n", "  address: 127.0.0.1:2\n  retries: 5\n", ":23:12 backends[1].retries: must be less than or equal to 4"},
 		{"metrics of no server", "  address: 127.0.0.1:2\n", "  address: 127.0.0.1:2\n  load: {metrics_url: host:8002}\n", ":23:23 backends[1].load.metrics_url: \"host:8002\" is no URL"},
 		{"metrics of one of them", "  address: 127.0.0.1:2\n", "  addresses: [\"a:3\", \"b:3\"]\n  load: {metrics_url: http://a:8002/metrics}\n", ":23:23 backends[1].load.metrics_url: each server has"},
+		{"xDS without a name", "  address: 127.0.0.1:2\n", "  address: \"xds:///\"\n", `:22:12 backends[1].address: "xds:///" names nothing that a control plane knows`},
+		{"xDS with a port", "  address: 127.0.0.1:2\n", "  address: XDS:models:80\n", `:22:12 backends[1].address: "XDS:models:80" names nothing that a control plane knows`},
+		{"xDS and retries", "  address: 127.0.0.1:2\n", "  address: xds:///models\n  retries: 1\n", ":23:12 backends[1].retries: the control plane decides about that for xds:///models; leave it out"},
+		{"xDS and outliers", "  address: 127.0.0.1:2\n", "  address: xds:///models\n  outliers: {failures: 2}\n", ":23:13 backends[1].outliers: the control plane decides about that for xds:///models; leave it out"},
+		{"xDS and load", "  address: 127.0.0.1:2\n", "  address: xds:///models\n  load: {orca: true}\n", ":23:9 backends[1].load: the control plane decides about that for xds:///models; leave it out"},
+		{"xDS and readiness", "  address: 127.0.0.1:2\n", "  address: xds:///models\n  readiness: READINESS_GRPC_HEALTH\n", ":23:14 backends[1].readiness: the control plane decides about that for xds:///models; leave it out"},
 		{"no plaintext and no identity", "  plaintext: true\n  dialect: DIALECT_TRITON", "  dialect: DIALECT_TRITON", ":14:3 backends[0].plaintext: without an identity"},
 		{"plaintext false", "true\n  dialect: DIALECT_TRITON", "false\n  dialect: DIALECT_TRITON", ":16:14 backends[0].plaintext: without an identity"},
 		{"tensor's role", "ROLE_PROMPT}", "ROLE_TENSOR}", ":20:30 backends[0].tensors[0].role: ROLE_TENSOR is no role of a tensor"},
@@ -167,8 +173,9 @@ func TestErrorsNameFileLineAndField(t *testing.T) {
 		{"descriptor set that is not there", "llm.binpb", "none.binpb", ":25:19 backends[1].descriptor_set: open "},
 		{"descriptor set that is none", "llm.binpb", "no.binpb", ":25:19 backends[1].descriptor_set: no.binpb holds no descriptor set"},
 		{"engine without a model", "dialect: DIALECT_TRITON", "dialect: DIALECT_VLLM", ":14:3 backends[0].models: name the model that the engine runs"},
+		{"engine without a tokenizer", "dialect: DIALECT_TRITON", "dialect: DIALECT_SGLANG\n  models: [x]", `backends[0].models[0]: prompts for "x" are token ids`},
 		{"two engines", "- name: own\n", "- {name: x, address: 127.0.0.1:1, plaintext: true, dialect: DIALECT_VLLM, models: [x]}\n" +
-			"- {name: y, address: 127.0.0.1:1, plaintext: true, dialect: DIALECT_VLLM, models: [y]}\n- name: own\n", " backends[2].dialect: a vLLM engine is there already"},
+			"- {name: y, address: 127.0.0.1:1, plaintext: true, dialect: DIALECT_VLLM, models: [y]}\n- name: own\n", " backends[2].dialect: an engine of this kind is there already"},
 		{"allowed field that no message has", "dialect: DIALECT_TRITON", "allow_fields: [a.b]\n  dialect: DIALECT_TRITON", " backends[0].allow_fields[0]: field a.b: no method"},
 		{"tenant", "{trust_domain}", "acme", ":4:11 identity.tenant: it names the same tenant for everyone"},
 		{"principal", "  rules:\n  - principals: [anonymous]", "  rules:\n  - principals: [anonymous, joe]", `:6:29 identity.rules[0].principals[1]: "joe" is no SPIFFE ID`},
@@ -261,6 +268,7 @@ func TestDenyRulesNameMethodsThatSomebodyHas(t *testing.T) {
 		reflectionalphapb.File_grpc_reflection_v1alpha_reflection_proto,
 		adminv1.File_sluice_admin_v1_admin_proto,
 		adminv1.File_sluice_admin_v1_pools_proto,
+		adminv1.File_sluice_admin_v1_endpoints_proto,
 	} {
 		for _, s := range []protoreflect.ServiceDescriptor{f.Services().Get(0)} {
 			for n := range s.Methods().Len() {

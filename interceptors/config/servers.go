@@ -23,6 +23,9 @@ func servers(b *configv1.Backend) error {
 			return fmt.Errorf("addresses[%d]: %q is no host:port, such as 10.0.0.7:8001 or [::1]:8001", n, a)
 		}
 	}
+	if scheme, name, _ := strings.Cut(b.GetAddress(), ":"); strings.EqualFold(scheme, "xds") {
+		return controlled(b, name)
+	}
 	text := b.GetLoad().GetMetricsUrl()
 	if text == "" {
 		return nil
@@ -33,6 +36,29 @@ func servers(b *configv1.Backend) error {
 	}
 	if !strings.Contains(text, "{host}") && len(b.GetAddresses()) > 1 {
 		return fmt.Errorf("load.metrics_url: each server has metrics of its own; write {host} where its host belongs")
+	}
+	return nil
+}
+
+// controlled checks a back end whose servers a control plane knows and chooses among.
+// What is ours to choose by would be set in vain.
+func controlled(b *configv1.Backend, name string) error {
+	u, err := url.Parse("xds:" + name)
+	if err != nil || u.Opaque != "" || strings.Trim(u.Path, "/") == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("address: %q names nothing that a control plane knows, such as xds:///models", b.GetAddress())
+	}
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"retries", b.GetRetries() > 0},
+		{"outliers", b.GetOutliers() != nil},
+		{"load", b.GetLoad() != nil},
+		{"readiness", b.GetReadiness() != configv1.Readiness_READINESS_UNSPECIFIED},
+	} {
+		if f.set {
+			return fmt.Errorf("%s: the control plane decides about that for %s; leave it out, and say it there", f.name, b.GetAddress())
+		}
 	}
 	return nil
 }

@@ -39,3 +39,36 @@ func TestDrift(t *testing.T) {
 		t.Errorf("got %+v", p)
 	}
 }
+
+// Thresholds of budgets are counted by budget and percentage, all other events by name.
+func TestThresholdsAreCounted(t *testing.T) {
+	s := watch()
+	chain := interceptors.New([]*interceptors.Backend{backend(t)}, s.policy)
+	call, err := chain.Begin(t.Context(), info(stream, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := ask(call, request("llama", "a", "one two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, percent := range []string{"50", "80", "50"} {
+		i.Emit(interceptors.Event{Policy: "budget", Name: "threshold", Attributes: []string{"budget", "day", "percent", percent}})
+	}
+	i.Emit(interceptors.Event{Policy: "budget", Name: "drift", Attributes: []string{"counted", "1", "reported", "7"}})
+	call.End(nil)
+	got := points(t, s.metrics(t)["sluice.events"])
+	want := map[string]float64{
+		"sluice.budget=day,sluice.event=threshold,sluice.percent=50,sluice.policy=budget": 2,
+		"sluice.budget=day,sluice.event=threshold,sluice.percent=80,sluice.policy=budget": 1,
+		"sluice.event=drift,sluice.policy=budget":                                         1,
+	}
+	if len(got) != len(want) {
+		t.Errorf("got %v", got)
+	}
+	for k, n := range want {
+		if float64(got[k]) != n {
+			t.Errorf("%s: %v, want %v", k, got[k], n)
+		}
+	}
+}

@@ -143,7 +143,11 @@ func (n *inference) Response(m *fields.Message) error {
 
 // Observe tells of an event. Unlike the rest it may run beside End.
 func (n *inference) Observe(e interceptors.Event) {
-	n.call.metrics.event(n.call.ctx, eventKeys{e.Policy, e.Name})
+	k := eventKeys{policy: e.Policy, name: e.Name}
+	if e.Name == thresholdEvent && len(e.Attributes) == 4 { // a budget, of which there are few, and a percentage
+		k.budget, k.percent = e.Attributes[1], e.Attributes[3]
+	}
+	n.call.metrics.event(n.call.ctx, k)
 	if !n.recording {
 		return
 	}

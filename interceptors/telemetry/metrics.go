@@ -56,7 +56,7 @@ type (
 		reason interceptors.Reason
 		model  string
 	}
-	eventKeys struct{ policy, name string }
+	eventKeys struct{ policy, name, budget, percent string }
 )
 
 func newInstruments(m metric.Meter) *instruments {
@@ -109,7 +109,11 @@ func newInstruments(m metric.Meter) *instruments {
 		return addSet(kv...)
 	}
 	ins.eventSets.build = func(k eventKeys) []metric.AddOption {
-		return addSet(policyKey.String(k.policy), eventKey.String(k.name))
+		kv := []attribute.KeyValue{policyKey.String(k.policy), eventKey.String(k.name)}
+		if k.budget != "" {
+			kv = append(kv, budgetKey.String(k.budget), percentKey.String(k.percent))
+		}
+		return addSet(kv...)
 	}
 	ins.countActive(m)
 	return ins

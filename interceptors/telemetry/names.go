@@ -54,6 +54,7 @@ const (
 	unitEvent           = "{event}"
 	verdictEvent        = "sluice.verdict"
 	eventPrefix         = "sluice."
+	thresholdEvent      = "threshold"
 	metadataPrefix      = "sluice.denial."
 	otherMethod         = "_OTHER" // rpc.method of methods that no back end has
 	otherModel          = "other"  // gen_ai.request.model of models that nobody configured
@@ -82,6 +83,8 @@ const (
 	reasonKey      = attribute.Key("sluice.reason")
 	fieldKey       = attribute.Key("sluice.field")
 	eventKey       = attribute.Key("sluice.event")
+	budgetKey      = attribute.Key("sluice.budget")
+	percentKey     = attribute.Key("sluice.percent")
 	poolKey        = attribute.Key("sluice.pool")
 	priorityKey    = attribute.Key("sluice.priority")
 )

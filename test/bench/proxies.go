@@ -26,6 +26,7 @@ import (
 	"github.com/sluicegate/sluice/interceptors/config"
 	"github.com/sluicegate/sluice/interceptors/identity"
 	"github.com/sluicegate/sluice/interceptors/telemetry"
+	"github.com/sluicegate/sluice/internal/heapfloor"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
@@ -76,9 +77,9 @@ func serveGateway(l net.Listener, backend, certs string, responses bool) (stop f
 	if err != nil {
 		return nil, err
 	}
-	done := make(chan struct{})
+	done, usual := make(chan struct{}), heapfloor.Set(gateway.HeapFloor)
 	go func() { defer close(done); _ = g.Serve(l) }()
-	return func() { g.Shutdown(); <-done }, nil
+	return func() { g.Shutdown(); <-done; usual() }, nil
 }
 
 const policies = `

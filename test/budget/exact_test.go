@@ -60,3 +60,35 @@ func TestExactlyWhatFits(t *testing.T) {
 		run(t, newGateway(t, sluice, model, store), newGateway(t, sluice, model, store))
 	})
 }
+
+// An inference that asks for more than is left is clamped: the model server is asked for what
+// is left, by a gateway alone and by one that shares a store with another.
+func TestClampedToWhatIsLeft(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program")
+	}
+	const words, left = 8, 4
+	sluice, model := buildSluice(t), newModel(t)
+	budget := func(store string) string {
+		return fmt.Sprintf("budgets: [{name: few, tokens: %d, models: [words], clamp: true}]\n%s", words+left, store)
+	}
+	run := func(t *testing.T, gateways ...*gateway) {
+		for n, g := range gateways {
+			heard, outcome := stream(t.Context(), connect(t, g.address()), "a", words, 0, 100, 0, nil)
+			switch {
+			case n == 0 && (heard != left || outcome != "served"):
+				t.Errorf("%d words were %s, want %d served", heard, outcome, left)
+			case n > 0 && (heard != 0 || outcome != "BUDGET_EXHAUSTED"):
+				t.Errorf("%d words were %s by another gateway when nothing was left", heard, outcome)
+			}
+		}
+		for _, g := range gateways {
+			g.stop()
+		}
+	}
+	t.Run("one gateway", func(t *testing.T) { run(t, newGateway(t, sluice, model, budget(""))) })
+	t.Run("two gateways", func(t *testing.T) {
+		store := budget(fmt.Sprintf("budget_store: {redis: {addresses: [%q], timeout: 5s}}\n", newStore(t).address))
+		run(t, newGateway(t, sluice, model, store), newGateway(t, sluice, model, store))
+	})
+}

@@ -148,6 +148,8 @@ var rules = []rule{
 		never:  []string{envoy, otelSDK, inference},
 		except: []string{orcaRules},
 	},
+	// For programs: the standard library alone.
+	{packages: "./internal/heapfloor", allow: []string{}},
 	{packages: "./proto/gen/..."},
 	{packages: "./examples/..."},
 	{packages: "./kind/..."},

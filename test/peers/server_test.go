@@ -61,6 +61,7 @@ type server struct {
 	err     error // why it could not be started
 	python  string
 	port    int
+	metrics int // the port of Triton's metrics
 	address string
 	log     string
 	process *os.Process
@@ -68,7 +69,7 @@ type server struct {
 }
 
 var servers = map[string]*server{
-	"triton":   {name: "triton", models: []string{"add_sub", "bytes_echo", "codes_echo", "identity_fp32", "trtllm_like", "vllm_like"}},
+	"triton":   {name: "triton", models: []string{"add_sub", "bytes_echo", "codes_echo", "identity_fp32", "slow", "trtllm_like", "vllm_like"}},
 	"mlserver": {name: "mlserver", models: []string{"text"}},
 	"kserve":   {name: "kserve", models: []string{"text", "double"}},
 	"tgis":     {name: "tgis"},
@@ -128,9 +129,16 @@ func (s *server) start() error {
 			return err
 		}
 		s.address = fmt.Sprint("127.0.0.1:", s.port)
+		if s.metrics, err = freePort(); err != nil {
+			return err
+		}
+	}
+	args := []string{program, "--grpc-port", fmt.Sprint(s.port)}
+	if s.name == "triton" {
+		args = append(args, "--metrics-port", fmt.Sprint(s.metrics))
 	}
 
-	cmd := exec.Command(s.python, program, "--grpc-port", fmt.Sprint(s.port))
+	cmd := exec.Command(s.python, args...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = folder, pythonEnv(), log, log
 	// A group of its own, so that what it starts can be ended with it; and if the test binary dies
 	// without a word, so does the server.

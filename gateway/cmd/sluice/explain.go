@@ -133,6 +133,13 @@ func (x explained) String() string {
 		}
 		fmt.Fprintf(&b, "rule       %d %s%s\n", m.ID, m.Class, shadow)
 	}
+	for _, t := range x.Thresholds {
+		over := "below"
+		if t.Score > t.From {
+			over = "over"
+		}
+		fmt.Fprintf(&b, "threshold  %d @sluiceScore %s: score %.2f is %s %.3f\n", t.Rule, t.Of, t.Score, over, t.From)
+	}
 	if len(x.Detectors) > 0 {
 		fmt.Fprintf(&b, "detectors  %s\n", strings.Join(x.Detectors, ", "))
 	}

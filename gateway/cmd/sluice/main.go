@@ -22,6 +22,8 @@ const manual = `sluice guards AI inference over gRPC.
                                  see and change the budgets of a running gateway
   sluice pool list|show|resize|drain|resume --address ADDR
                                  see and change the GPU pools of a running gateway
+  sluice endpoint list --address ADDR
+                                 see the model servers behind a running gateway
   sluice inspect [--config FILE] judge texts: JSON lines {id,text} in, {id,verdict,score,rules} out
   sluice explain FILE            show how a text, or each text of a request, is judged, and why
   sluice eval --data DIR         measure the inspection with texts whose verdict is known
@@ -53,6 +55,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return budgetCommand(args, stdout, stderr)
 	case "pool":
 		return poolCommand(args, stdout, stderr)
+	case "endpoint":
+		return endpointCommand(args, stdout, stderr)
 	case "inspect":
 		return inspectCommand(args, stdin, stdout, stderr)
 	case "explain":

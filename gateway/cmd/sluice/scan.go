@@ -95,7 +95,7 @@ func scanCommand(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-const dialectNames = "triton, mlserver, kserve, tgis, vllm or fields"
+const dialectNames = "triton, mlserver, kserve, tgis, vllm, sglang or fields"
 
 // openMethod is what a dialect knows of a method.
 func openMethod(method, name, descriptors string, strict bool) (*dialect.Method, error) {
@@ -104,7 +104,8 @@ func openMethod(method, name, descriptors string, strict bool) (*dialect.Method,
 		return nil, misuse(fmt.Sprintf("no dialect %q; take %s", name, dialectNames))
 	}
 	b := &configv1.Backend{Dialect: configv1.Dialect(kind), DescriptorSet: descriptors}
-	if b.GetDialect() == configv1.Dialect_DIALECT_VLLM {
+	switch b.GetDialect() {
+	case configv1.Dialect_DIALECT_VLLM, configv1.Dialect_DIALECT_SGLANG:
 		b.Models = []string{""} // whichever
 	}
 	d, err := config.Dialect(b, &configv1.MessageLimits{Lenient: !strict})

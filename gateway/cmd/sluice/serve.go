@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluicegate/sluice/gateway"
 	"github.com/sluicegate/sluice/interceptors/config"
+	"github.com/sluicegate/sluice/internal/heapfloor"
 	configv1 "github.com/sluicegate/sluice/proto/gen/sluice/config/v1"
 )
 
@@ -74,6 +75,7 @@ func serve(cfg *configv1.Config, file, seen string, log *slog.Logger, stdout io.
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
 
+	defer heapfloor.Set(gateway.HeapFloor)()
 	watch, err := startTelemetry(cfg.GetTelemetry())
 	if err != nil {
 		return config.Locate(file, err)

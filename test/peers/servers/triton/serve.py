@@ -1,8 +1,8 @@
 """Runs the Triton of the nvidia-pytriton wheel on loopback with the models beside this file.
 
-Usage: python serve.py --grpc-port N [tritonserver flags]
+Usage: python serve.py --grpc-port N [--metrics-port N] [tritonserver flags]
 Run it in a scratch folder, into which the models are copied: Triton's Python leaves bytecode beside
-them. Only gRPC is served, on the CPU. The process becomes tritonserver: stop it with SIGTERM.
+them. Only gRPC is served, on the CPU, and metrics where a port for them is given. The process becomes tritonserver: stop it with SIGTERM.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import pytriton
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--grpc-port", type=int, required=True)
+parser.add_argument("--metrics-port", type=int)
 args, flags = parser.parse_known_args()
 
 triton = Path(pytriton.__file__).parent / "tritonserver"
@@ -42,6 +43,14 @@ prepend("PATH", os.path.join(sys.prefix, "bin"))
 models = Path.cwd() / "models"
 shutil.copytree(Path(__file__).parent / "models", models, dirs_exist_ok=True)
 
+metrics = ["--allow-metrics=false"]
+if args.metrics_port:
+    metrics = [
+        "--metrics-address=127.0.0.1",
+        f"--metrics-port={args.metrics_port}",
+        "--allow-gpu-metrics=false",
+    ]
+
 server = str(triton / "bin" / "tritonserver")
 os.execv(
     server,
@@ -52,7 +61,7 @@ os.execv(
         "--grpc-address=127.0.0.1",
         f"--grpc-port={args.grpc_port}",
         "--allow-http=false",
-        "--allow-metrics=false",
+        *metrics,
         *flags,
     ],
 )

@@ -99,6 +99,10 @@ const (
 	// vLLM's own gRPC server (vllm.grpc.engine.VllmEngine). Its requests name no
 	// model: Backend.models has the one that it runs.
 	Dialect_DIALECT_VLLM Dialect = 6
+	// SGLang's gRPC server (sglang.grpc.scheduler.SglangScheduler). Its requests name no
+	// model: Backend.models has the one that it runs. Their prompts are token ids, which
+	// need the model's tokenizer, or Backend.allow_token_ids.
+	Dialect_DIALECT_SGLANG Dialect = 7
 )
 
 // Enum value maps for Dialect.
@@ -111,6 +115,7 @@ var (
 		4: "DIALECT_FIELDS",
 		5: "DIALECT_TGIS",
 		6: "DIALECT_VLLM",
+		7: "DIALECT_SGLANG",
 	}
 	Dialect_value = map[string]int32{
 		"DIALECT_UNSPECIFIED": 0,
@@ -120,6 +125,7 @@ var (
 		"DIALECT_FIELDS":      4,
 		"DIALECT_TGIS":        5,
 		"DIALECT_VLLM":        6,
+		"DIALECT_SGLANG":      7,
 	}
 )
 
@@ -1655,7 +1661,9 @@ type Backend struct {
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// host:port, or any target that grpc-go resolves: "dns:///host:port",
 	// "unix:///path". Each address that a name resolves to is a server of its own; DNS
-	// is asked again every 10 s. See docs/endpoints.md.
+	// is asked again every 10 s. With "xds:///name" a control plane chooses among the
+	// servers, and retries, outliers, load and readiness cannot be set. See
+	// docs/endpoints.md.
 	Address string  `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Dialect Dialect `protobuf:"varint,3,opt,name=dialect,proto3,enum=sluice.config.v1.Dialect" json:"dialect,omitempty"`
 	// Models that it serves. Empty: every model.
@@ -1697,7 +1705,10 @@ type Backend struct {
 	// (ORCA) are taken in any case.
 	Load *LoadReports `protobuf:"bytes,18,opt,name=load,proto3" json:"load,omitempty"`
 	// How the servers say that they are ready. Default: a connection is enough.
-	Readiness     Readiness `protobuf:"varint,19,opt,name=readiness,proto3,enum=sluice.config.v1.Readiness" json:"readiness,omitempty"`
+	Readiness Readiness `protobuf:"varint,19,opt,name=readiness,proto3,enum=sluice.config.v1.Readiness" json:"readiness,omitempty"`
+	// Where a model server says in its header or trailer what a call used. Default: it is
+	// not asked for; what it says in its messages always counts.
+	ReportedUsage *ReportedUsage `protobuf:"bytes,20,opt,name=reported_usage,json=reportedUsage,proto3" json:"reported_usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1865,6 +1876,70 @@ func (x *Backend) GetReadiness() Readiness {
 	return Readiness_READINESS_UNSPECIFIED
 }
 
+func (x *Backend) GetReportedUsage() *ReportedUsage {
+	if x != nil {
+		return x.ReportedUsage
+	}
+	return nil
+}
+
+// ReportedUsage names what a model server says of the usage of a call in its header or
+// trailer: metadata that are a decimal number, or a cost or metric of an ORCA report
+// (endpoint-load-metrics-bin). It counts if it is more than Sluice counted. Not for streams
+// that carry several inferences.
+type ReportedUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "x-prompt-tokens". Empty: it does not say.
+	InputTokens   string `protobuf:"bytes,1,opt,name=input_tokens,json=inputTokens,proto3" json:"input_tokens,omitempty"`
+	OutputTokens  string `protobuf:"bytes,2,opt,name=output_tokens,json=outputTokens,proto3" json:"output_tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportedUsage) Reset() {
+	*x = ReportedUsage{}
+	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportedUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportedUsage) ProtoMessage() {}
+
+func (x *ReportedUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportedUsage.ProtoReflect.Descriptor instead.
+func (*ReportedUsage) Descriptor() ([]byte, []int) {
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ReportedUsage) GetInputTokens() string {
+	if x != nil {
+		return x.InputTokens
+	}
+	return ""
+}
+
+func (x *ReportedUsage) GetOutputTokens() string {
+	if x != nil {
+		return x.OutputTokens
+	}
+	return ""
+}
+
 // Outliers says when a model server that fails is left alone. Failures are lost
 // connections, resets and the status UNAVAILABLE; a server that says
 // RESOURCE_EXHAUSTED is sent less for a second, and is no outlier.
@@ -1884,7 +1959,7 @@ type Outliers struct {
 
 func (x *Outliers) Reset() {
 	*x = Outliers{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +1971,7 @@ func (x *Outliers) String() string {
 func (*Outliers) ProtoMessage() {}
 
 func (x *Outliers) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[14]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +1984,7 @@ func (x *Outliers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outliers.ProtoReflect.Descriptor instead.
 func (*Outliers) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Outliers) GetFailures() uint32 {
@@ -1949,7 +2024,7 @@ type LoadReports struct {
 
 func (x *LoadReports) Reset() {
 	*x = LoadReports{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2036,7 @@ func (x *LoadReports) String() string {
 func (*LoadReports) ProtoMessage() {}
 
 func (x *LoadReports) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[15]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2049,7 @@ func (x *LoadReports) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadReports.ProtoReflect.Descriptor instead.
 func (*LoadReports) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LoadReports) GetMetricsUrl() string {
@@ -2010,7 +2085,7 @@ type FieldRole struct {
 
 func (x *FieldRole) Reset() {
 	*x = FieldRole{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2022,7 +2097,7 @@ func (x *FieldRole) String() string {
 func (*FieldRole) ProtoMessage() {}
 
 func (x *FieldRole) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[16]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2035,7 +2110,7 @@ func (x *FieldRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldRole.ProtoReflect.Descriptor instead.
 func (*FieldRole) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FieldRole) GetField() string {
@@ -2068,7 +2143,7 @@ type TensorRole struct {
 
 func (x *TensorRole) Reset() {
 	*x = TensorRole{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2155,7 @@ func (x *TensorRole) String() string {
 func (*TensorRole) ProtoMessage() {}
 
 func (x *TensorRole) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[17]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2168,7 @@ func (x *TensorRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TensorRole.ProtoReflect.Descriptor instead.
 func (*TensorRole) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TensorRole) GetTensor() string {
@@ -2139,7 +2214,7 @@ type Inspect struct {
 
 func (x *Inspect) Reset() {
 	*x = Inspect{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2151,7 +2226,7 @@ func (x *Inspect) String() string {
 func (*Inspect) ProtoMessage() {}
 
 func (x *Inspect) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[18]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2164,7 +2239,7 @@ func (x *Inspect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inspect.ProtoReflect.Descriptor instead.
 func (*Inspect) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Inspect) GetNoStarterRules() bool {
@@ -2274,7 +2349,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2286,7 +2361,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[19]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2299,7 +2374,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Guard) GetBackend() string {
@@ -2498,7 +2573,7 @@ type Budget struct {
 
 func (x *Budget) Reset() {
 	*x = Budget{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2585,7 @@ func (x *Budget) String() string {
 func (*Budget) ProtoMessage() {}
 
 func (x *Budget) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[20]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2598,7 @@ func (x *Budget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Budget.ProtoReflect.Descriptor instead.
 func (*Budget) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Budget) GetName() string {
@@ -2701,7 +2776,7 @@ type BudgetStore struct {
 
 func (x *BudgetStore) Reset() {
 	*x = BudgetStore{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2788,7 @@ func (x *BudgetStore) String() string {
 func (*BudgetStore) ProtoMessage() {}
 
 func (x *BudgetStore) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[21]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2801,7 @@ func (x *BudgetStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetStore.ProtoReflect.Descriptor instead.
 func (*BudgetStore) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *BudgetStore) GetStore() isBudgetStore_Store {
@@ -2797,7 +2872,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2809,7 +2884,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[22]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2822,7 +2897,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -2887,7 +2962,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +2974,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[23]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +2987,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Usage) GetFile() string {
@@ -2957,7 +3032,7 @@ type Price struct {
 
 func (x *Price) Reset() {
 	*x = Price{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3044,7 @@ func (x *Price) String() string {
 func (*Price) ProtoMessage() {}
 
 func (x *Price) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[24]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3057,7 @@ func (x *Price) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Price.ProtoReflect.Descriptor instead.
 func (*Price) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Price) GetModel() string {
@@ -3046,7 +3121,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3133,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[25]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3146,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Pool) GetName() string {
@@ -3195,7 +3270,7 @@ type PoolModel struct {
 
 func (x *PoolModel) Reset() {
 	*x = PoolModel{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3282,7 @@ func (x *PoolModel) String() string {
 func (*PoolModel) ProtoMessage() {}
 
 func (x *PoolModel) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[26]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3295,7 @@ func (x *PoolModel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolModel.ProtoReflect.Descriptor instead.
 func (*PoolModel) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PoolModel) GetModel() string {
@@ -3275,7 +3350,7 @@ type PoolTenant struct {
 
 func (x *PoolTenant) Reset() {
 	*x = PoolTenant{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +3362,7 @@ func (x *PoolTenant) String() string {
 func (*PoolTenant) ProtoMessage() {}
 
 func (x *PoolTenant) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[27]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +3375,7 @@ func (x *PoolTenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolTenant.ProtoReflect.Descriptor instead.
 func (*PoolTenant) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PoolTenant) GetTenant() string {
@@ -3353,7 +3428,7 @@ type PoolPriority struct {
 
 func (x *PoolPriority) Reset() {
 	*x = PoolPriority{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3440,7 @@ func (x *PoolPriority) String() string {
 func (*PoolPriority) ProtoMessage() {}
 
 func (x *PoolPriority) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[28]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3453,7 @@ func (x *PoolPriority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolPriority.ProtoReflect.Descriptor instead.
 func (*PoolPriority) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PoolPriority) GetPriority() int32 {
@@ -3437,7 +3512,7 @@ type PoolShare struct {
 
 func (x *PoolShare) Reset() {
 	*x = PoolShare{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[29]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3449,7 +3524,7 @@ func (x *PoolShare) String() string {
 func (*PoolShare) ProtoMessage() {}
 
 func (x *PoolShare) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[29]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3462,7 +3537,7 @@ func (x *PoolShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolShare.ProtoReflect.Descriptor instead.
 func (*PoolShare) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PoolShare) GetReplicas() uint32 {
@@ -3513,7 +3588,7 @@ type PoolAdaptive struct {
 
 func (x *PoolAdaptive) Reset() {
 	*x = PoolAdaptive{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[30]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +3600,7 @@ func (x *PoolAdaptive) String() string {
 func (*PoolAdaptive) ProtoMessage() {}
 
 func (x *PoolAdaptive) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[30]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +3613,7 @@ func (x *PoolAdaptive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolAdaptive.ProtoReflect.Descriptor instead.
 func (*PoolAdaptive) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PoolAdaptive) GetFirstResponse() *durationpb.Duration {
@@ -3592,7 +3667,7 @@ type MessageLimits struct {
 
 func (x *MessageLimits) Reset() {
 	*x = MessageLimits{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[31]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3604,7 +3679,7 @@ func (x *MessageLimits) String() string {
 func (*MessageLimits) ProtoMessage() {}
 
 func (x *MessageLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[31]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3617,7 +3692,7 @@ func (x *MessageLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MessageLimits.ProtoReflect.Descriptor instead.
 func (*MessageLimits) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MessageLimits) GetMaxBytes() uint32 {
@@ -3658,7 +3733,7 @@ type Telemetry struct {
 
 func (x *Telemetry) Reset() {
 	*x = Telemetry{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[32]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3670,7 +3745,7 @@ func (x *Telemetry) String() string {
 func (*Telemetry) ProtoMessage() {}
 
 func (x *Telemetry) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[32]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3683,7 +3758,7 @@ func (x *Telemetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
 func (*Telemetry) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Telemetry) GetOtlpAddress() string {
@@ -3725,7 +3800,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_sluice_config_v1_config_proto_msgTypes[33]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3737,7 +3812,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_config_v1_config_proto_msgTypes[33]
+	mi := &file_sluice_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3750,7 +3825,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_sluice_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Admin) GetAddress() string {
@@ -3863,7 +3938,7 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x04deny\x18\x04 \x01(\bR\x04deny\x12\x1a\n" +
 	"\bversions\x18\x05 \x03(\tR\bversions\x12\x12\n" +
 	"\x04when\x18\x06 \x01(\tR\x04when\x12\x12\n" +
-	"\x04name\x18\a \x01(\tR\x04name\"\xcd\x06\n" +
+	"\x04name\x18\a \x01(\tR\x04name\"\x95\a\n" +
 	"\aBackend\x124\n" +
 	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12?\n" +
@@ -3886,7 +3961,11 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\aretries\x18\x10 \x01(\rB\a\xbaH\x04*\x02\x18\x04R\aretries\x126\n" +
 	"\boutliers\x18\x11 \x01(\v2\x1a.sluice.config.v1.OutliersR\boutliers\x121\n" +
 	"\x04load\x18\x12 \x01(\v2\x1d.sluice.config.v1.LoadReportsR\x04load\x12C\n" +
-	"\treadiness\x18\x13 \x01(\x0e2\x1b.sluice.config.v1.ReadinessB\b\xbaH\x05\x82\x01\x02\x10\x01R\treadiness\"\xa6\x01\n" +
+	"\treadiness\x18\x13 \x01(\x0e2\x1b.sluice.config.v1.ReadinessB\b\xbaH\x05\x82\x01\x02\x10\x01R\treadiness\x12F\n" +
+	"\x0ereported_usage\x18\x14 \x01(\v2\x1f.sluice.config.v1.ReportedUsageR\rreportedUsage\"W\n" +
+	"\rReportedUsage\x12!\n" +
+	"\finput_tokens\x18\x01 \x01(\tR\vinputTokens\x12#\n" +
+	"\routput_tokens\x18\x02 \x01(\tR\foutputTokens\"\xa6\x01\n" +
 	"\bOutliers\x12\x1a\n" +
 	"\bfailures\x18\x01 \x01(\rR\bfailures\x12?\n" +
 	"\bejection\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x02*\x00R\bejection\x12-\n" +
@@ -4073,7 +4152,7 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x11ClientCertificate\x12\"\n" +
 	"\x1eCLIENT_CERTIFICATE_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bCLIENT_CERTIFICATE_REQUIRED\x10\x01\x12\x1f\n" +
-	"\x1bCLIENT_CERTIFICATE_OPTIONAL\x10\x02*\x98\x01\n" +
+	"\x1bCLIENT_CERTIFICATE_OPTIONAL\x10\x02*\xac\x01\n" +
 	"\aDialect\x12\x17\n" +
 	"\x13DIALECT_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eDIALECT_TRITON\x10\x01\x12\x14\n" +
@@ -4081,7 +4160,8 @@ const file_sluice_config_v1_config_proto_rawDesc = "" +
 	"\x0eDIALECT_KSERVE\x10\x03\x12\x12\n" +
 	"\x0eDIALECT_FIELDS\x10\x04\x12\x10\n" +
 	"\fDIALECT_TGIS\x10\x05\x12\x10\n" +
-	"\fDIALECT_VLLM\x10\x06*]\n" +
+	"\fDIALECT_VLLM\x10\x06\x12\x12\n" +
+	"\x0eDIALECT_SGLANG\x10\a*]\n" +
 	"\tReadiness\x12\x19\n" +
 	"\x15READINESS_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15READINESS_GRPC_HEALTH\x10\x01\x12\x1a\n" +
@@ -4126,7 +4206,7 @@ func file_sluice_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_sluice_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_sluice_config_v1_config_proto_goTypes = []any{
 	(ClientCertificate)(0),       // 0: sluice.config.v1.ClientCertificate
 	(Dialect)(0),                 // 1: sluice.config.v1.Dialect
@@ -4150,49 +4230,50 @@ var file_sluice_config_v1_config_proto_goTypes = []any{
 	(*Insecure)(nil),             // 19: sluice.config.v1.Insecure
 	(*Rule)(nil),                 // 20: sluice.config.v1.Rule
 	(*Backend)(nil),              // 21: sluice.config.v1.Backend
-	(*Outliers)(nil),             // 22: sluice.config.v1.Outliers
-	(*LoadReports)(nil),          // 23: sluice.config.v1.LoadReports
-	(*FieldRole)(nil),            // 24: sluice.config.v1.FieldRole
-	(*TensorRole)(nil),           // 25: sluice.config.v1.TensorRole
-	(*Inspect)(nil),              // 26: sluice.config.v1.Inspect
-	(*Guard)(nil),                // 27: sluice.config.v1.Guard
-	(*Budget)(nil),               // 28: sluice.config.v1.Budget
-	(*BudgetStore)(nil),          // 29: sluice.config.v1.BudgetStore
-	(*Redis)(nil),                // 30: sluice.config.v1.Redis
-	(*Usage)(nil),                // 31: sluice.config.v1.Usage
-	(*Price)(nil),                // 32: sluice.config.v1.Price
-	(*Pool)(nil),                 // 33: sluice.config.v1.Pool
-	(*PoolModel)(nil),            // 34: sluice.config.v1.PoolModel
-	(*PoolTenant)(nil),           // 35: sluice.config.v1.PoolTenant
-	(*PoolPriority)(nil),         // 36: sluice.config.v1.PoolPriority
-	(*PoolShare)(nil),            // 37: sluice.config.v1.PoolShare
-	(*PoolAdaptive)(nil),         // 38: sluice.config.v1.PoolAdaptive
-	(*MessageLimits)(nil),        // 39: sluice.config.v1.MessageLimits
-	(*Telemetry)(nil),            // 40: sluice.config.v1.Telemetry
-	(*Admin)(nil),                // 41: sluice.config.v1.Admin
-	(*durationpb.Duration)(nil),  // 42: google.protobuf.Duration
-	(v1.Role)(0),                 // 43: sluice.fields.v1.Role
+	(*ReportedUsage)(nil),        // 22: sluice.config.v1.ReportedUsage
+	(*Outliers)(nil),             // 23: sluice.config.v1.Outliers
+	(*LoadReports)(nil),          // 24: sluice.config.v1.LoadReports
+	(*FieldRole)(nil),            // 25: sluice.config.v1.FieldRole
+	(*TensorRole)(nil),           // 26: sluice.config.v1.TensorRole
+	(*Inspect)(nil),              // 27: sluice.config.v1.Inspect
+	(*Guard)(nil),                // 28: sluice.config.v1.Guard
+	(*Budget)(nil),               // 29: sluice.config.v1.Budget
+	(*BudgetStore)(nil),          // 30: sluice.config.v1.BudgetStore
+	(*Redis)(nil),                // 31: sluice.config.v1.Redis
+	(*Usage)(nil),                // 32: sluice.config.v1.Usage
+	(*Price)(nil),                // 33: sluice.config.v1.Price
+	(*Pool)(nil),                 // 34: sluice.config.v1.Pool
+	(*PoolModel)(nil),            // 35: sluice.config.v1.PoolModel
+	(*PoolTenant)(nil),           // 36: sluice.config.v1.PoolTenant
+	(*PoolPriority)(nil),         // 37: sluice.config.v1.PoolPriority
+	(*PoolShare)(nil),            // 38: sluice.config.v1.PoolShare
+	(*PoolAdaptive)(nil),         // 39: sluice.config.v1.PoolAdaptive
+	(*MessageLimits)(nil),        // 40: sluice.config.v1.MessageLimits
+	(*Telemetry)(nil),            // 41: sluice.config.v1.Telemetry
+	(*Admin)(nil),                // 42: sluice.config.v1.Admin
+	(*durationpb.Duration)(nil),  // 43: google.protobuf.Duration
+	(v1.Role)(0),                 // 44: sluice.fields.v1.Role
 }
 var file_sluice_config_v1_config_proto_depIdxs = []int32{
 	10, // 0: sluice.config.v1.Config.listener:type_name -> sluice.config.v1.Listener
 	11, // 1: sluice.config.v1.Config.identity:type_name -> sluice.config.v1.Identity
 	21, // 2: sluice.config.v1.Config.backends:type_name -> sluice.config.v1.Backend
-	26, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
-	28, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
-	33, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
-	40, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
-	39, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
-	41, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
-	32, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
-	29, // 10: sluice.config.v1.Config.budget_store:type_name -> sluice.config.v1.BudgetStore
-	31, // 11: sluice.config.v1.Config.usage:type_name -> sluice.config.v1.Usage
-	30, // 12: sluice.config.v1.Config.redis:type_name -> sluice.config.v1.Redis
+	27, // 3: sluice.config.v1.Config.inspect:type_name -> sluice.config.v1.Inspect
+	29, // 4: sluice.config.v1.Config.budgets:type_name -> sluice.config.v1.Budget
+	34, // 5: sluice.config.v1.Config.pools:type_name -> sluice.config.v1.Pool
+	41, // 6: sluice.config.v1.Config.telemetry:type_name -> sluice.config.v1.Telemetry
+	40, // 7: sluice.config.v1.Config.messages:type_name -> sluice.config.v1.MessageLimits
+	42, // 8: sluice.config.v1.Config.admin:type_name -> sluice.config.v1.Admin
+	33, // 9: sluice.config.v1.Config.prices:type_name -> sluice.config.v1.Price
+	30, // 10: sluice.config.v1.Config.budget_store:type_name -> sluice.config.v1.BudgetStore
+	32, // 11: sluice.config.v1.Config.usage:type_name -> sluice.config.v1.Usage
+	31, // 12: sluice.config.v1.Config.redis:type_name -> sluice.config.v1.Redis
 	9,  // 13: sluice.config.v1.Config.tokenizers:type_name -> sluice.config.v1.Tokenizer
-	42, // 14: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
-	42, // 15: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
-	42, // 16: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
-	42, // 17: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
-	42, // 18: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
+	43, // 14: sluice.config.v1.Listener.handshake_timeout:type_name -> google.protobuf.Duration
+	43, // 15: sluice.config.v1.Listener.first_message_timeout:type_name -> google.protobuf.Duration
+	43, // 16: sluice.config.v1.Listener.max_connection_idle:type_name -> google.protobuf.Duration
+	43, // 17: sluice.config.v1.Listener.max_connection_age:type_name -> google.protobuf.Duration
+	43, // 18: sluice.config.v1.Listener.drain_timeout:type_name -> google.protobuf.Duration
 	16, // 19: sluice.config.v1.Identity.development:type_name -> sluice.config.v1.DevelopmentAuthority
 	17, // 20: sluice.config.v1.Identity.files:type_name -> sluice.config.v1.IdentityFiles
 	19, // 21: sluice.config.v1.Identity.insecure:type_name -> sluice.config.v1.Insecure
@@ -4202,49 +4283,50 @@ var file_sluice_config_v1_config_proto_depIdxs = []int32{
 	0,  // 25: sluice.config.v1.Identity.client_certificate:type_name -> sluice.config.v1.ClientCertificate
 	13, // 26: sluice.config.v1.Identity.jwt:type_name -> sluice.config.v1.JWTIdentity
 	14, // 27: sluice.config.v1.Identity.forwarded:type_name -> sluice.config.v1.ForwardedIdentity
-	42, // 28: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
-	42, // 29: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
-	42, // 30: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
+	43, // 28: sluice.config.v1.Identity.recheck:type_name -> google.protobuf.Duration
+	43, // 29: sluice.config.v1.Identity.expiry_grace:type_name -> google.protobuf.Duration
+	43, // 30: sluice.config.v1.WorkloadAPI.timeout:type_name -> google.protobuf.Duration
 	18, // 31: sluice.config.v1.IdentityFiles.federated:type_name -> sluice.config.v1.FederatedBundle
 	1,  // 32: sluice.config.v1.Backend.dialect:type_name -> sluice.config.v1.Dialect
-	24, // 33: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
-	25, // 34: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
-	22, // 35: sluice.config.v1.Backend.outliers:type_name -> sluice.config.v1.Outliers
-	23, // 36: sluice.config.v1.Backend.load:type_name -> sluice.config.v1.LoadReports
+	25, // 33: sluice.config.v1.Backend.fields:type_name -> sluice.config.v1.FieldRole
+	26, // 34: sluice.config.v1.Backend.tensors:type_name -> sluice.config.v1.TensorRole
+	23, // 35: sluice.config.v1.Backend.outliers:type_name -> sluice.config.v1.Outliers
+	24, // 36: sluice.config.v1.Backend.load:type_name -> sluice.config.v1.LoadReports
 	2,  // 37: sluice.config.v1.Backend.readiness:type_name -> sluice.config.v1.Readiness
-	42, // 38: sluice.config.v1.Outliers.ejection:type_name -> google.protobuf.Duration
-	42, // 39: sluice.config.v1.LoadReports.interval:type_name -> google.protobuf.Duration
-	43, // 40: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
-	43, // 41: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
-	27, // 42: sluice.config.v1.Inspect.guard:type_name -> sluice.config.v1.Guard
-	42, // 43: sluice.config.v1.Guard.timeout:type_name -> google.protobuf.Duration
-	42, // 44: sluice.config.v1.Guard.cache_ttl:type_name -> google.protobuf.Duration
-	3,  // 45: sluice.config.v1.Guard.on_failure:type_name -> sluice.config.v1.GuardFailure
-	43, // 46: sluice.config.v1.Guard.roles:type_name -> sluice.fields.v1.Role
-	7,  // 47: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
-	42, // 48: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
-	6,  // 49: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
-	5,  // 50: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
-	4,  // 51: sluice.config.v1.Budget.cut:type_name -> sluice.config.v1.Cut
-	30, // 52: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
-	42, // 53: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	42, // 54: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
-	34, // 55: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
-	42, // 56: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
-	35, // 57: sluice.config.v1.Pool.tenants:type_name -> sluice.config.v1.PoolTenant
-	36, // 58: sluice.config.v1.Pool.priorities:type_name -> sluice.config.v1.PoolPriority
-	42, // 59: sluice.config.v1.Pool.ageing:type_name -> google.protobuf.Duration
-	38, // 60: sluice.config.v1.Pool.adaptive:type_name -> sluice.config.v1.PoolAdaptive
-	37, // 61: sluice.config.v1.Pool.share:type_name -> sluice.config.v1.PoolShare
-	42, // 62: sluice.config.v1.PoolShare.lease:type_name -> google.protobuf.Duration
-	5,  // 63: sluice.config.v1.PoolShare.store_lost:type_name -> sluice.config.v1.StoreLost
-	42, // 64: sluice.config.v1.PoolAdaptive.first_response:type_name -> google.protobuf.Duration
-	42, // 65: sluice.config.v1.PoolAdaptive.output_token:type_name -> google.protobuf.Duration
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	22, // 38: sluice.config.v1.Backend.reported_usage:type_name -> sluice.config.v1.ReportedUsage
+	43, // 39: sluice.config.v1.Outliers.ejection:type_name -> google.protobuf.Duration
+	43, // 40: sluice.config.v1.LoadReports.interval:type_name -> google.protobuf.Duration
+	44, // 41: sluice.config.v1.FieldRole.role:type_name -> sluice.fields.v1.Role
+	44, // 42: sluice.config.v1.TensorRole.role:type_name -> sluice.fields.v1.Role
+	28, // 43: sluice.config.v1.Inspect.guard:type_name -> sluice.config.v1.Guard
+	43, // 44: sluice.config.v1.Guard.timeout:type_name -> google.protobuf.Duration
+	43, // 45: sluice.config.v1.Guard.cache_ttl:type_name -> google.protobuf.Duration
+	3,  // 46: sluice.config.v1.Guard.on_failure:type_name -> sluice.config.v1.GuardFailure
+	44, // 47: sluice.config.v1.Guard.roles:type_name -> sluice.fields.v1.Role
+	7,  // 48: sluice.config.v1.Budget.per:type_name -> sluice.config.v1.BudgetKey
+	43, // 49: sluice.config.v1.Budget.window:type_name -> google.protobuf.Duration
+	6,  // 50: sluice.config.v1.Budget.calendar:type_name -> sluice.config.v1.Calendar
+	5,  // 51: sluice.config.v1.Budget.store_lost:type_name -> sluice.config.v1.StoreLost
+	4,  // 52: sluice.config.v1.Budget.cut:type_name -> sluice.config.v1.Cut
+	31, // 53: sluice.config.v1.BudgetStore.redis:type_name -> sluice.config.v1.Redis
+	43, // 54: sluice.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	43, // 55: sluice.config.v1.Redis.lease:type_name -> google.protobuf.Duration
+	35, // 56: sluice.config.v1.Pool.models:type_name -> sluice.config.v1.PoolModel
+	43, // 57: sluice.config.v1.Pool.queue_timeout:type_name -> google.protobuf.Duration
+	36, // 58: sluice.config.v1.Pool.tenants:type_name -> sluice.config.v1.PoolTenant
+	37, // 59: sluice.config.v1.Pool.priorities:type_name -> sluice.config.v1.PoolPriority
+	43, // 60: sluice.config.v1.Pool.ageing:type_name -> google.protobuf.Duration
+	39, // 61: sluice.config.v1.Pool.adaptive:type_name -> sluice.config.v1.PoolAdaptive
+	38, // 62: sluice.config.v1.Pool.share:type_name -> sluice.config.v1.PoolShare
+	43, // 63: sluice.config.v1.PoolShare.lease:type_name -> google.protobuf.Duration
+	5,  // 64: sluice.config.v1.PoolShare.store_lost:type_name -> sluice.config.v1.StoreLost
+	43, // 65: sluice.config.v1.PoolAdaptive.first_response:type_name -> google.protobuf.Duration
+	43, // 66: sluice.config.v1.PoolAdaptive.output_token:type_name -> google.protobuf.Duration
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_sluice_config_v1_config_proto_init() }
@@ -4258,22 +4340,22 @@ func file_sluice_config_v1_config_proto_init() {
 		(*Identity_Insecure)(nil),
 		(*Identity_WorkloadApi)(nil),
 	}
-	file_sluice_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
-	file_sluice_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{}
 	file_sluice_config_v1_config_proto_msgTypes[20].OneofWrappers = []any{}
-	file_sluice_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{
+	file_sluice_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[22].OneofWrappers = []any{
 		(*BudgetStore_File)(nil),
 		(*BudgetStore_Redis)(nil),
 	}
-	file_sluice_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{}
-	file_sluice_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[26].OneofWrappers = []any{}
+	file_sluice_config_v1_config_proto_msgTypes[33].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_config_v1_config_proto_rawDesc), len(file_sluice_config_v1_config_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
