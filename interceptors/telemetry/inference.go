@@ -120,11 +120,11 @@ func server(address string) []attribute.KeyValue {
 // Request has nothing to see: what counts is in the Inference.
 func (n *inference) Request(*fields.Message) error { return nil }
 
-// Response notes when the first output came, and whether there is more. The
-// clock is not asked for each chunk: that would cost a tenth of all that is done
-// with one.
+// Response notes when the first output of a stream came, and whether there is more.
+// An answer in one piece has no first output. The clock is not asked for each chunk:
+// that would cost a tenth of all that is done with one.
 func (n *inference) Response(m *fields.Message) error {
-	if n.chunks > 1 {
+	if n.chunks > 1 || !n.i.Call.Method.ServerStreams {
 		return nil
 	}
 	for k := range m.Fields {
