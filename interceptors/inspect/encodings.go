@@ -132,7 +132,7 @@ func (v *view) decodeCodes(c run, in []byte, width int) {
 	for i := 0; i <= len(in); i++ {
 		if i == len(in) || encodedClass[in[i]]&(isDigit|isLetter) == 0 {
 			if digits && len(out) < cap(out) {
-				out = append(out, byte(value))
+				out = append(out, byte(min(value, 0xFF))) // a larger number is no byte
 			}
 			value, digits = 0, false
 			continue

@@ -51,6 +51,9 @@ func compilePhrases(phrases []phrase, spelled bool) (*automaton, error) {
 			if (spelled || view("ab") != "ab") && !p.latin() {
 				continue
 			}
+			if spelled && !p.lengthen() {
+				continue
+			}
 			b.phrase(p, view, a)
 		}
 	}
@@ -173,6 +176,42 @@ func (p *phrase) latin() bool {
 			}
 		}
 	}
+	return true
+}
+
+// leastLetters is how many letters a phrase has at least that is looked for between
+// other letters: in a megabyte of letters at random there is each of six, and in names
+// and in languages that glue words there is many a one.
+const leastLetters = 10
+
+// lengthen drops what makes a phrase shorter than leastLetters, and reports whether
+// something is left of it.
+func (p *phrase) lengthen() bool {
+	letters := func(w string) (n int) {
+		for i := range len(w) {
+			if letter(w[i]) {
+				n++
+			}
+		}
+		return n
+	}
+	sum, shortest := 0, make([]int, len(p.words))
+	for i, set := range p.words {
+		shortest[i] = letters(slices.MinFunc(set, func(a, b string) int { return letters(a) - letters(b) }))
+		sum += shortest[i]
+	}
+	words := make([][]string, len(p.words))
+	for i, set := range p.words {
+		for _, w := range set {
+			if sum-shortest[i]+letters(w) >= leastLetters {
+				words[i] = append(words[i], w)
+			}
+		}
+		if len(words[i]) == 0 {
+			return false
+		}
+	}
+	p.words = words
 	return true
 }
 

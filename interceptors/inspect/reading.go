@@ -40,11 +40,12 @@ type scratch struct {
 	// The same for the policy's canaries; nil without any.
 	canary, canarySpelled *matcher
 
-	found uint64 // detectors that fired
-	spans []span // what those of personal data and secrets found, in the text as it came
-	over  bool   // the text stands for more than is read
-	work  int    // bytes of text read so far
-	limit int
+	found  uint64 // detectors that fired
+	spans  []span // what those of personal data and secrets found, in the text as it came
+	over   bool   // the text stands for more than is read
+	doubts int    // texts that the one at hand was decoded from, and that are none
+	work   int    // bytes of text read so far
+	limit  int
 
 	scored bool    // the classifier reads along
 	logit  float32 // the highest that it came to
@@ -243,7 +244,7 @@ func (s *scratch) beneath(text []byte, mask uint64, depth int) {
 	}
 	at := len(s.spans)
 	if big, ok := wide(text); ok && depth == maxDepth {
-		s.over = s.over || readable(text)
+		s.over = s.over || s.doubts == 0 && readable(text)
 	} else if ok {
 		out, mark := s.room(len(text) / 2 * 3)
 		s.layer(appendWide(out[:0], text, big), mask, depth+1)

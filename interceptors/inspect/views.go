@@ -16,9 +16,10 @@ const (
 	maxDepth = 3
 	// maxWork bounds the bytes of all texts that one text stands for, as a
 	// multiple of its own; smallWork is added so that short texts are not
-	// refused for what costs nothing. No encoder comes near it: a text beyond
-	// was made to be costly, and is refused as hidden text.
-	maxWork, smallWork = 5, 1 << 12
+	// refused for what costs nothing. Source code with long names, certificates and
+	// escapes comes to 8, seldom: a text beyond was made to be costly, and is refused
+	// as hidden text.
+	maxWork, smallWork = 9, 1 << 12
 )
 
 // views looks at the other texts that a folded text stands for: what is encoded
@@ -60,7 +61,7 @@ func (s *scratch) views(text []byte, mask uint64, depth int) {
 	v.closeSpelled()
 	v.closeGroups()
 	v.closeCodes()
-	if v.escaped && (depth < maxDepth || legible(text)) {
+	if v.escaped && (depth < maxDepth || v.doubts == 0 && legible(text)) {
 		v.unescaped() // where the rest is looked for, too
 		return
 	}
@@ -254,14 +255,20 @@ func (v *view) leet() {
 }
 
 // child reads what was decoded from a part of the text. Where something is to
-// be replaced in it, that is the whole part. What is text still, and deeper than
-// is read, is too deep.
+// be replaced in it, that is the whole part. What is text still, as all is that it was
+// decoded from, and deeper than is read, is too deep. Of long names and of numbers
+// something can be decoded, too, and something of that by chance.
 func (v *view) child(text []byte, from, to int) {
+	plain := readable(text)
 	if v.depth == maxDepth {
-		v.over = v.over || len(text) >= leastCodes && readable(text)
+		v.over = v.over || v.doubts == 0 && len(text) >= leastCodes && plain
 		return
 	}
 	mark := len(v.spans)
+	if !plain {
+		v.doubts++
+		defer func() { v.doubts-- }()
+	}
 	v.layer(text, v.mask, v.depth+1)
 	var kinds uint64
 	n := mark
