@@ -15,7 +15,7 @@ import (
 )
 
 // Version changes when the same seed gives other texts.
-const Version = 4
+const Version = 5
 
 // Text is a composed text.
 type Text struct {
@@ -124,6 +124,10 @@ var attacks = []kind{
 	{"tool", "data_carrier", "genre", 6},
 	{"mail", "mail_carrier", "genre", 3},
 	{"code", "code_carrier", "genre", 2},
+	{"document", "readme_carrier", "planted", 8},
+	{"document", "readme_carrier", "inj", 6},
+	{"document", "readme_carrier", "hj", 2},
+	{"document", "readme_carrier", "spoken", 4},
 	{"page", "html_carrier", "stray", 2},
 	{"page", "html_carrier", "injection", 2},
 	{"page", "html_carrier", "inj", 4},
@@ -133,6 +137,10 @@ var attacks = []kind{
 
 var harmless = []kind{
 	{"ordinary", "ordinary", "", 12},
+	{"linked", "linked", "", 70},
+	{"document", "readme_carrier", "inert", 16},
+	{"document", "readme_carrier", "among_people", 10},
+	{"document", "readme_carrier", "turns", 4},
 	{"chat", "followup", "", 8},
 	{"chat", "chat", "", 7},
 	{"chat", "talk", "", 22},
@@ -294,7 +302,7 @@ func (g *Generator) Order() string {
 func (g *Generator) Wrap(text string) string {
 	carriers := []string{
 		"json_carrier", "json_carrier", "data_carrier", "data_carrier", "mail_carrier", "doc_carrier", "long_carrier",
-		"html_carrier", "code_carrier",
+		"html_carrier", "code_carrier", "readme_carrier",
 	}
 	return strings.ReplaceAll(g.Expand(carriers[g.r.IntN(len(carriers))]), slot, text)
 }
