@@ -28,7 +28,7 @@ type child struct {
 }
 
 // startChild runs this program again as role: "backend", "passthrough",
-// "sluice" or "sluice+responses". With a folder of certificates it serves mTLS.
+// "passthrough+tuned", "sluice" or "sluice+responses". With a folder of certificates it serves mTLS.
 // The child ends when its standard input does, so it cannot outlive us.
 func startChild(role, backend, certs, profile string) (*child, error) {
 	self, err := os.Executable()
@@ -171,6 +171,8 @@ func runChild(args []string) error {
 		stop = serveBackend(l)
 	case "passthrough":
 		stop, err = servePassThrough(l, backend, certs)
+	case "passthrough+tuned":
+		stop, err = serveTuned(l, backend, certs)
 	case "sluice":
 		stop, err = serveGateway(l, backend, certs, false)
 	case "sluice+responses":

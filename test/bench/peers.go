@@ -19,6 +19,7 @@ type peer struct {
 // The names of our own.
 const (
 	bare          = "pass-through"
+	tuned         = "pass-through+tuned"
 	sluice        = "sluice"
 	sluiceAnswers = "sluice+responses"
 	overMTLS      = " mTLS"
@@ -33,6 +34,7 @@ func peersOf(o options, dir, backend string) (peers []peer, left []string) {
 		}})
 	}
 	ours(bare, "passthrough", "")
+	ours(tuned, "passthrough+tuned", "")
 	ours(sluice, "sluice", "")
 	ours(sluiceAnswers, "sluice+responses", "")
 	ours(bare+overMTLS, "passthrough", dir)

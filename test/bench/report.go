@@ -147,7 +147,8 @@ func (r *report) head(b *bytes.Buffer) {
 	}
 	fmt.Fprint(b, "Sluice runs with identity, structure, inspection of requests (starter rules), a budget, a pool, tracing\n"+
 		"(1 % sampled, the trace handed on to the model server in W3C headers) and metrics on; `+responses` inspects\n"+
-		"answers too. The pass-through is plain grpc-go with the same windows and workers for streams, and looks at\n"+
+		"answers too. The pass-through is plain grpc-go with the same windows; +tuned is with workers for streams and\n"+
+		"a floor under its heap, too, as the gateway is. It looks at\n"+
 		"nothing. Each is a process of its own, and so is the model server; client and all of\n"+
 		"them share the processors. Ratios are to the pass-through in the same round.\n\n")
 	if len(r.targets) > 0 {
