@@ -1,6 +1,6 @@
 // Package classify scores how much a text looks like an attack on a language
-// model: a linear model over hashed n-grams of words, of bytes and of classes of
-// words, with the rules that fired as features.
+// model: a linear model over hashed n-grams of words and of classes of words, with
+// the rules that fired as features.
 //
 // The model reads the normalised text in one pass, in constant memory and
 // without allocating. The mean weight of the whole text counts, and that of the

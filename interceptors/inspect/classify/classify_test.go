@@ -286,6 +286,6 @@ func BenchmarkScore(b *testing.B) {
 }
 
 const (
-	wantFeatures = 173
-	wantHash     = 0x421eda3056866331
+	wantFeatures = 140
+	wantHash     = 0xd30fecd75b819d04
 )

@@ -38,7 +38,7 @@ type Knot struct{ Logit, Rate float32 }
 const (
 	wordsBytes = 5 * wordSlots
 	magic      = "SLCW"
-	version    = 2
+	version    = 3
 	headerSize = 16
 )
 

@@ -2,9 +2,9 @@ package classify
 
 import "unicode/utf8"
 
-// The features of a text are hashes of three kinds of n-grams, each with a part
-// of the table to itself: of words, of bytes, and of the skeleton, which is the
-// text with every word replaced by its class (see words.go).
+// The features of a text are hashes of two kinds of n-grams, each with a part of
+// the table to itself: of words, and of the skeleton, which is the text with every
+// word replaced by its class (see words.go).
 //
 // A text is taken in blocks of a few words. Two neighbouring blocks make a
 // window, so windows overlap by half, lie where the text alone puts them, and
@@ -12,11 +12,9 @@ import "unicode/utf8"
 const (
 	wordBits     = 19
 	skeletonBits = 18
-	byteBits     = 17
 
 	wordsAt    = 0
 	skeletonAt = wordsAt + 1<<wordBits
-	bytesAt    = skeletonAt + 1<<skeletonBits
 
 	blockWords = 12
 	blockBytes = 160 // ends a block of few words
@@ -25,7 +23,7 @@ const (
 )
 
 // Buckets is how many features n-grams are hashed to.
-const Buckets = bytesAt + 1<<byteBits
+const Buckets = skeletonAt + 1<<skeletonBits
 
 // Kind is what a feature is an n-gram of.
 type Kind uint8
@@ -34,15 +32,11 @@ type Kind uint8
 const (
 	WordNgram Kind = iota
 	SkeletonNgram
-	ByteNgram
 )
 
 // KindOf is the kind of the features of a bucket.
 func KindOf(bucket uint32) Kind {
-	switch {
-	case bucket >= bytesAt:
-		return ByteNgram
-	case bucket >= skeletonAt:
+	if bucket >= skeletonAt {
 		return SkeletonNgram
 	}
 	return WordNgram
@@ -59,7 +53,6 @@ const (
 // anywhere: what an unfinished word has come to is in its fields.
 type scanner struct {
 	words   *Words
-	recent  uint64    // the last eight bytes
 	word    uint64    // hash of the word so far, 0 between words
 	letters int       // bytes of it
 	last    [2]uint64 // the words before it
@@ -90,10 +83,10 @@ type scanner struct {
 const (
 	keptClasses = 5
 	bufferSize  = 256
-	// perByte is how many features a byte makes that ends a word, at most: its own,
-	// the word's, and those of two steps of the skeleton and of pairs.
+	// perByte is how many features a byte makes that ends a word, at most: the
+	// word's, and those of two steps of the skeleton and of pairs.
 	// It leaves room for what a word makes before it ends.
-	perByte = 1 + 9 + 2*5 + 2*(keptClasses-1) + 2
+	perByte = 9 + 2*5 + 2*(keptClasses-1) + 2
 )
 
 // Multipliers: odd, without pattern (the fractions of the square roots of small
@@ -103,7 +96,6 @@ const (
 	mulPair   = 0xBB67AE8584CAA73B
 	mulTriple = 0x3C6EF372FE94F82B
 	mulSkip   = 0xA54FF53A5F1D36F1
-	mulByte   = 0x9B05688C2B3E6C1F
 	mulData   = 0x5BE0CD19137E2179
 	mulStem   = 0x510E527FADE682D1
 	mulChain  = 0x1F83D9ABFB41BD6B
@@ -145,16 +137,6 @@ func (s *scanner) write(text []byte) {
 	foreign, from := 0, 0           // of the block at hand
 	last := blockBytes - 1 - s.size // at which it ends, if not before
 	for i, c := range text {
-		if s.sink != nil { // in the order of the text
-			if n > bufferSize-perByte {
-				s.n = n
-				s.flush(false)
-				n = 0
-			}
-			s.recent = s.recent<<8 | uint64(c)
-			s.ids[n] = byteID(s.recent)
-			n++
-		}
 		kind := kindOf[c]
 		if kind&inWord != 0 && s.more == 0 {
 			if letters++; letters == 1 {
@@ -179,34 +161,15 @@ func (s *scanner) write(text []byte) {
 		}
 		if i >= last {
 			s.n = n
-			s.bytes(text[from : i+1])
+			s.size += i + 1 - from
 			s.flush(true)
 			n, from, last = 0, i+1, i+blockBytes
 		}
 	}
 	s.word, s.letters, s.n = word, letters, n
-	s.bytes(text[from:])
+	s.size += len(text) - from
 	s.length += len(text)
 	s.foreign += foreign
-}
-
-// bytes takes the features of bytes of the block at hand.
-func (s *scanner) bytes(text []byte) {
-	s.size += len(text)
-	if s.sink != nil {
-		return
-	}
-	t, recent, sum := s.sums.model.table, s.recent, s.sums.block
-	for _, c := range text {
-		recent = recent<<8 | uint64(c)
-		sum += int32(int8(t[byteID(recent)]))
-	}
-	s.recent, s.sums.block = recent, sum
-}
-
-// byteID is the feature of the last bytes.
-func byteID(recent uint64) uint32 {
-	return bytesAt | uint32((recent&0xFFFFFFFF)*mulByte>>(64-byteBits))
 }
 
 // edge takes a byte that ends a word or is a word by itself, or a part of one

@@ -15,7 +15,7 @@ import (
 )
 
 // Version changes when the same seed gives other texts.
-const Version = 5
+const Version = 6
 
 // Text is a composed text.
 type Text struct {
@@ -118,6 +118,15 @@ var attacks = []kind{
 	{"code", "code_carrier", "planted", 3},
 	{"document", "planted", "", 4},
 	{"document", "tucked", "", 40},
+	{"slipped", "slipped", "", 30},
+	{"document", "doc_carrier", "slipped", 14},
+	{"document", "long_carrier", "slipped", 14},
+	{"document", "readme_carrier", "slipped", 4},
+	{"tool", "data_carrier", "slipped", 10},
+	{"tool", "json_carrier", "slipped", 8},
+	{"mail", "mail_carrier", "slipped", 6},
+	{"page", "html_carrier", "slipped", 5},
+	{"code", "code_carrier", "slipped", 3},
 	{"document", "genre", "", 8},
 	{"document", "long_carrier", "genre", 6},
 	{"document", "doc_carrier", "genre", 4},
@@ -159,6 +168,15 @@ var harmless = []kind{
 	{"roleplay", "rp", "", 30},
 	{"chat", "curt", "", 40},
 	{"document", "tucked_safe", "", 40},
+	{"slipped", "slipped_safe", "", 40},
+	{"document", "doc_carrier", "slipped_safe", 14},
+	{"document", "long_carrier", "slipped_safe", 14},
+	{"document", "readme_carrier", "slipped_safe", 4},
+	{"tool", "data_carrier", "slipped_safe", 10},
+	{"tool", "json_carrier", "slipped_safe", 8},
+	{"mail", "mail_carrier", "slipped_safe", 6},
+	{"page", "html_carrier", "slipped_safe", 5},
+	{"code", "code_carrier", "slipped_safe", 3},
 	{"chat", "turns", "", 70},
 	{"near", "wonder", "", 70},
 	{"roleplay", "parts", "", 70},
@@ -287,7 +305,13 @@ func (g *Generator) Expand(name string) string {
 var orders = []string{
 	"injection", "inj", "inj", "inj", "inj_bare", "genre", "genre", "stray", "drift", "form", "override_attack", "hj",
 	"planted", "planted", "planted", "planted_bare", "tuck_bad", "tuck_bad", "spoken", "asking",
+	"slipped", "slipped", "slipped",
 }
+
+var notes = []string{"inert", "inert", "inert", "inert", "slipped_safe"}
+
+// Note is what people write in the place of an order: it is harmless.
+func (g *Generator) Note() string { return g.Expand(notes[g.r.IntN(len(notes))]) }
 
 // Order is what an attacker hides in something to be read.
 func (g *Generator) Order() string {

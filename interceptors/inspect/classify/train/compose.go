@@ -55,7 +55,7 @@ func mixed(rows []row, seed uint64) ([]row, error) {
 		case x.Label == "benign" && len(x.Text) > 100 && len(x.Text) < 4000:
 			for range perDocument {
 				add(x, "attack", "injected", insert(r, x.Text, g.Order()))
-				add(x, "benign", "inserted", insert(r, x.Text, g.Expand("inert")))
+				add(x, "benign", "inserted", insert(r, x.Text, g.Note()))
 			}
 		case x.Label == "benign" && len(x.Text) <= 100 && r.IntN(2) == 0:
 			add(x, "benign", "wrapped", g.Wrap(x.Text))

@@ -127,16 +127,13 @@ func (l *learner) step(e *example, rate float64) {
 	l.w.Bias -= float32(rate / (math.Sqrt(float64(l.bias)) + 1e-6) * g)
 }
 
-// boost is how much more a feature counts than one of bytes, of which there are
-// many more.
+// boost is how much more a feature counts than a weight of 1 would have it: words tell
+// more than classes of words, of which there are many more features.
 func boost(id uint32) float64 {
-	switch classify.KindOf(id) {
-	case classify.WordNgram:
+	if classify.KindOf(id) == classify.WordNgram {
 		return 4
-	case classify.SkeletonNgram:
-		return 2
 	}
-	return 1
+	return 2
 }
 
 // denseBoost is the same for dense features. Less would waste the rules; with

@@ -36,10 +36,11 @@ func run(args []string, stdout, stderr io.Writer) error {
 	cv := flags.Bool("cv", false, "cross-validate by source, and write nothing")
 	by := flags.String("by", "source", "what is left out of the training: source, or category (and source)")
 	list := flags.String("list", "", "with --cv, also print texts: hits (harmless and flagged) or misses")
-	n := flags.Int("n", 50000, "composed texts of each label")
+	n := flags.Int("n", 75000, "composed texts of each label")
 	workers := flags.Int("workers", 2, "models trained at a time")
-	s := settings{rate: .2, seed: 1}
+	s := settings{rate: .2}
 	flags.IntVar(&s.epochs, "epochs", 4, "passes over the texts")
+	flags.Uint64Var(&s.seed, "seed", 1, "of what is drawn and of the order of training")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -140,7 +141,7 @@ const sheetHead = `# Data sheet of weights.bin
 
 Written by the program in train; do not edit.
 
-A linear model over hashed n-grams of words, of bytes and of classes of words (train/words.txt: "disregard" and "vergiss"
+A linear model over hashed n-grams of words and of classes of words (train/words.txt: "disregard" and "vergiss"
 are one), with the classes of rules that fired as features. It says how much a text looks like an attack on a language model. It does not judge whether a topic is harmful, nor whether what
 a text says is true.
 
@@ -178,7 +179,14 @@ left out since. For version 4 (whole sentences, as people say them; documents wi
 that the model flagged were read, once; lines that came out like one of them were written anew. How much the worst
 window counts was chosen among five by these tables, how often the new kinds are drawn among three. The probe of package
 inspect was scored some fifteen times meanwhile, as sums for each of its categories; how much of what is short is harmless
-was set so. Another seed moves the mean by .01 to .02. The weights of harmless texts, and the number of composed ones, were chosen among three each by this table; the
+was set so. For version 6 no attack was read. Harmless texts were: READMEs, source code and the words of user interfaces in
+many languages, as programs carry them, of which the model refused more than one in a hundred; what they are made of
+was added to the generator (technical.txt, linked.txt), so that they are no test of it. Some twenty variants were scored
+by these tables, each with two or three seeds, and ten sets of weights by the probe, as sums for each of its categories:
+n-grams of bytes were left out (the mean of three seeds moved by .012 at most), orders in documents, notes to people,
+links and the like were added, and half as many texts again composed; left out again were features that are dropped at
+random, averaged weights, a third length of stems, shorter windows, more mixtures, another share of the whole, and
+jailbreaks in stories, since none of them gained more than chance. Another seed moves the mean by .01 to .02. The weights of harmless texts, and the number of composed ones, were chosen among three each by this table; the
 table of composed texts does not show the weight of real ones. How much short texts are held back was
 chosen after "go on" and "continue" had been refused. So texts of other collections are the only fair test.
 
